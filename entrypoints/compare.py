@@ -1,0 +1,75 @@
+"""Compare training runs: mlflow run . -e compare"""
+
+from pathlib import Path
+
+import click
+
+from entrypoints.options import Command, experiment_option, names, switch
+
+# As in fashion/compare.py, which takes seconds to import.
+METRICS = [
+    "val_accuracy",
+    "val_loss",
+    "test_accuracy",
+    "test_loss",
+    "train_seconds",
+    "images_per_second",
+]
+
+
+@click.command(cls=Command)
+@experiment_option
+@click.option("--filter", "filter_string", default="", help="In MLflow's search syntax.")
+@names("--model", "models", metavar="NAMES", help="Only these models. Default: all.")
+@click.option(
+    "--metric",
+    type=click.Choice(METRICS),
+    default="val_accuracy",
+    show_default=True,
+    help="What orders the runs, best first.",
+)
+@click.option(
+    "--top", type=click.IntRange(min=1), default=20, show_default=True, help="How many to show."
+)
+@switch("--latest-per-model", help="Only the newest run of each model.")
+@switch("--group", help="Mean and standard deviation over the seeds.")
+@click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["table", "markdown", "csv", "json", "html"]),
+    default="table",
+    show_default=True,
+    help="table fits a terminal of 80 columns; the others hold every column.",
+)
+@click.option("--output", default="", metavar="FILE", help="Write there instead of printing.")
+@switch("--log", help="Log the table and a figure to MLflow.")
+def compare(
+    experiments: list[str],
+    filter_string: str,
+    models: list[str],
+    metric: str,
+    top: int,
+    latest_per_model: bool,
+    group: bool,
+    output_format: str,
+    output: str,
+    log: bool,
+) -> None:
+    """Show training runs as a table, best first."""
+    if group and latest_per_model:
+        raise click.UsageError("--group and --latest-per-model exclude each other.")
+    from fashion import compare, tracking
+
+    tracking.connect()
+    query = compare.Query(experiments, filter_string, models, metric, top, latest_per_model)
+    table = compare.groups(query) if group else compare.runs(query)
+    if output:
+        compare.write(table, output_format, Path(output))
+    else:
+        click.echo(compare.render(table, output_format), nl=False)
+    if log:
+        click.echo(f"Logged to run {tracking.log_comparison(table)}", err=True)
+
+
+if __name__ == "__main__":
+    compare()

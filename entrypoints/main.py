@@ -1,0 +1,48 @@
+"""The whole lab, one command: mlflow run ."""
+
+import click
+
+from entrypoints.options import Command, training_options
+
+
+@click.command(cls=Command)
+@training_options
+def main(
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    hidden_units: int,
+    seed: int,
+    val_size: int,
+    device: str,
+    data_dir: str,
+    system_metrics: bool,
+) -> None:
+    """Train the lab's three models as child runs of one, compare them, register the best CNN."""
+    from fashion import compare, data, registry, tracking
+    from fashion.engine import Recipe
+
+    dataset = data.load(data_dir)
+    tracking.connect()
+    recipe = Recipe(epochs, batch_size, lr, seed)
+    with tracking.group("lab", system_metrics) as parent:
+        for model in ("baseline", "nonlinear", "cnn"):
+            click.echo(f"Training {model}")
+            experiment = tracking.Experiment(model, hidden_units, val_size, device, recipe)
+            tracking.train(experiment, dataset, nested=True)
+        children = compare.Query(
+            filter_string=f"tags.mlflow.parentRunId = '{parent}'",
+            metric="val_accuracy" if val_size else "test_accuracy",
+        )
+        table = compare.runs(children)
+        tracking.log_comparison(table)
+        click.echo(f"\n{compare.render(table, 'table')}")
+        if val_size:
+            cnns = compare.Query(models=["cnn"])
+            click.echo(registry.register(registry.MODEL_NAME, cnns, dataset))
+        else:
+            click.echo("Nothing registered: val_size 0 leaves no validation data to select on.")
+
+
+if __name__ == "__main__":
+    main()

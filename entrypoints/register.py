@@ -1,0 +1,67 @@
+"""Register the best model and name the champion: mlflow run . -e register"""
+
+import click
+
+from entrypoints.options import Command, ModelName, data_dir_option, experiment_option, switch
+
+
+@click.command(cls=Command)
+@experiment_option
+@click.option(
+    "--model",
+    type=ModelName(),
+    default="cnn",
+    show_default=True,
+    help="Which model's runs to choose from.",
+)
+@click.option(
+    "--name",
+    default="fashion-mnist-cnn",
+    show_default=True,
+    help="The registered model.",
+)
+@click.option(
+    "--metric",
+    type=click.Choice(["val_accuracy", "val_loss", "test_accuracy", "test_loss"]),
+    default="val_accuracy",
+    show_default=True,
+    help="What the best run and the champion are chosen by.",
+)
+@switch("--select-on-test", help="Allow a test metric to choose; its value is then optimistic.")
+@switch("--dry-run", help="Say what would be done, and do nothing.")
+@switch("--rollback", help="Make the previous champion champion again, and register nothing.")
+@data_dir_option
+def register(
+    experiments: list[str],
+    model: str,
+    name: str,
+    metric: str,
+    select_on_test: bool,
+    dry_run: bool,
+    rollback: bool,
+    data_dir: str,
+) -> None:
+    """Register the best finished run; the alias champion moves to it if it beats the champion."""
+    if metric.startswith("test_") and not select_on_test:
+        raise click.BadParameter(
+            f"{metric} would select on test data; use val_accuracy, or insist with"
+            " --select-on-test.",
+            param_hint="--metric",
+        )
+    if rollback and dry_run:
+        raise click.UsageError("--rollback and --dry-run exclude each other.")
+    from fashion import data, registry, tracking
+    from fashion.compare import Query
+
+    dataset = None if rollback else data.load(data_dir)
+    tracking.connect()
+    if dataset is None:
+        outcome = registry.rollback(name)
+    else:
+        query = Query(experiments, models=[model], metric=metric)
+        outcome = registry.register(name, query, dataset, dry_run=dry_run)
+    click.echo(f"{'Dry run: ' if dry_run else ''}{outcome}")
+
+
+if __name__ == "__main__":
+    register()

@@ -1,0 +1,1 @@
+"""Fashion-MNIST experiments, tracked and registered with MLflow."""

@@ -1,0 +1,330 @@
+"""Fashion-MNIST: find it, verify it, hand it out as tensors.
+
+Dataset: Xiao, Rasul and Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking
+Machine Learning Algorithms" (arXiv:1708.07747), in the state of 31 August 2017, when the overlap
+of training and test images was removed.
+"""
+
+import gzip
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fashion.errors import DataError
+
+CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+IMAGE_SHAPE = (1, 28, 28)
+TRAIN_SIZE = 60_000
+TEST_SIZE = 10_000
+HOMEPAGE = "https://github.com/zalandoresearch/fashion-mnist"
+DEBIAN_DIR = Path("/usr/share/datasets/fashion-mnist")
+DEBIAN_PACKAGE = "dataset-fashion-mnist"
+
+# The split has a seed of its own, so that runs with different training seeds stay comparable:
+# they are all validated on the same images.
+SPLIT_SEED = 42
+
+
+class _File(NamedTuple):
+    """One uncompressed IDX file: its size in bytes, of which the header, and its SHA-256."""
+
+    size: int
+    header: int
+    sha256: str
+
+
+FILES = {
+    "train-images-idx3-ubyte": _File(
+        47_040_016, 16, "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"
+    ),
+    "train-labels-idx1-ubyte": _File(
+        60_008, 8, "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"
+    ),
+    "t10k-images-idx3-ubyte": _File(
+        7_840_016, 16, "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"
+    ),
+    "t10k-labels-idx1-ubyte": _File(
+        10_008, 8, "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Images with their labels.
+
+    Attributes:
+        name: what the subset is called in MLflow's dataset lineage.
+        images: uint8, shape (N, 1, 28, 28), 0 (background) to 255.
+        labels: int64, shape (N,), indices into `CLASSES`.
+        digest: 32 hexadecimal digits that name these very images in this very order. They are
+            derived from the verified SHA-256 of the files and the split, not from a new pass
+            over the pixels.
+    """
+
+    name: str
+    images: Tensor
+    labels: Tensor
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class FashionMNIST:
+    """The verified dataset.
+
+    Attributes:
+        train: all 60,000 training images, in the order of the file.
+        test: the 10,000 test images, in the order of the file.
+        directory: where the files were read.
+    """
+
+    train: Subset
+    test: Subset
+    directory: Path
+
+    def split(self, val_size: int) -> tuple[Subset, Subset | None]:
+        """Hold a stratified validation set out of the training images.
+
+        Args:
+            val_size: number of images held out; 0 holds out none (the lab's own protocol).
+
+        Returns:
+            The remaining training set and the validation set (None when `val_size` is 0), each in
+            the order of the file. The same `val_size` always gives the same two sets.
+
+        Raises:
+            ValueError: a split of this size leaves a class out of one of the two sets.
+        """
+        check_val_size(val_size)
+        if val_size == 0:
+            return self.train, None
+        # Imported here because scikit-learn takes a second to load and val_size=0 needs none of it.
+        from sklearn.model_selection import train_test_split
+
+        train_rows, val_rows = train_test_split(
+            range(len(self.train)),
+            test_size=val_size,
+            random_state=SPLIT_SEED,
+            stratify=self.train.labels.numpy(),
+        )
+        key = f"val_size={val_size},seed={SPLIT_SEED}"
+        return (
+            _select(self.train, sorted(train_rows), "fashion-mnist-train", key),
+            _select(self.train, sorted(val_rows), "fashion-mnist-validation", key),
+        )
+
+
+def check_val_size(val_size: int) -> None:
+    """Raise ValueError unless a stratified split can hold `val_size` training images out."""
+    if val_size and not len(CLASSES) <= val_size <= TRAIN_SIZE - len(CLASSES):
+        raise ValueError(
+            f"{val_size} is neither 0 nor between {len(CLASSES)} and {TRAIN_SIZE - len(CLASSES)}"
+        )
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Scale uint8 images of 0..255 to float32 in [0, 1], as torchvision's ToTensor does."""
+    return images.to(torch.float32).div_(255)
+
+
+def load(data_dir: str | Path | None = None) -> FashionMNIST:
+    """Find, verify and read the dataset; download it when this machine has none.
+
+    Looked at in order: `data_dir`, else the environment variable FASHION_DATA_DIR, else the cache
+    (`$XDG_CACHE_HOME/fashion-mnist`), else Debian's package where it is installed. Files that are
+    missing are put into `data_dir` or the cache: from Debian's installed package, else by
+    torchvision's download, else by `apt-get download`.
+
+    Args:
+        data_dir: directory with the four IDX files, plain or gzipped; filled if they are missing.
+
+    Raises:
+        DataError: a file's content is not Fashion-MNIST's, no source could be reached, or the
+            directory cannot be read or written.
+    """
+    directory = locate(data_dir)
+    contents = {name: _read(directory, name) for name in FILES}
+    return FashionMNIST(
+        train=_subset("fashion-mnist-train", "train", contents),
+        test=_subset("fashion-mnist-test", "t10k", contents),
+        directory=directory,
+    )
+
+
+def locate(data_dir: str | Path | None = None) -> Path:
+    """Return a directory that holds the four files, filling it first where they are missing.
+
+    Args and order of the sources: see `load`.
+
+    Raises:
+        DataError: no source could be reached, or the directory cannot be written.
+    """
+    chosen = data_dir or os.environ.get("FASHION_DATA_DIR")
+    directory = Path(chosen).expanduser() if chosen else _cache_dir()
+    if _missing(directory):
+        if not chosen and not _missing(DEBIAN_DIR):
+            return DEBIAN_DIR
+        _fill(directory)
+    return directory
+
+
+def _cache_dir() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fashion-mnist"
+
+
+def _path(directory: Path, name: str) -> Path | None:
+    for path in (directory / name, directory / f"{name}.gz"):
+        if path.is_file():
+            return path
+    return None
+
+
+def _missing(directory: Path) -> list[str]:
+    try:
+        return [name for name in FILES if _path(directory, name) is None]
+    except OSError as error:
+        raise DataError(f"cannot read the data directory {directory}: {error.strerror}") from error
+
+
+def _read(directory: Path, name: str) -> bytearray:
+    """Return the verified content of one file, decompressed."""
+    path = _path(directory, name)
+    if path is None:
+        raise DataError(f"{directory / name} disappeared while it was being read")
+    expected = FILES[name]
+    opener: Callable = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rb") as file:
+            # One byte more than expected is enough to know a file is too long, and bounds what a
+            # hostile gzip file can make us allocate.
+            content = bytearray(file.read(expected.size + 1))
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is damaged or unreadable ({error}): {_REMEDY}") from error
+    if len(content) < expected.size:
+        raise DataError(
+            f"{path} is truncated: {len(content):,} of {expected.size:,} bytes: {_REMEDY}"
+        )
+    if hashlib.sha256(content).hexdigest() != expected.sha256:
+        raise DataError(f"{path} is not Fashion-MNIST's {name} (wrong SHA-256): {_REMEDY}")
+    return content
+
+
+_REMEDY = "delete it to have it fetched again"
+
+
+def _subset(name: str, prefix: str, contents: dict[str, bytearray]) -> Subset:
+    images, labels = f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"
+    pixels = torch.frombuffer(
+        contents[images], dtype=torch.uint8, offset=FILES[images].header
+    ).view(-1, *IMAGE_SHAPE)
+    classes = torch.frombuffer(contents[labels], dtype=torch.uint8, offset=FILES[labels].header)
+    return Subset(name, pixels, classes.long(), _digest(FILES[images].sha256, FILES[labels].sha256))
+
+
+def _select(subset: Subset, rows: list[int], name: str, key: str) -> Subset:
+    index = torch.tensor(rows)
+    return Subset(
+        name, subset.images[index], subset.labels[index], _digest(subset.digest, name, key)
+    )
+
+
+def _digest(*parts: str) -> str:
+    # MLflow's database holds at most 36 characters of a digest.
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def _fill(directory: Path) -> None:
+    """Fetch the dataset and move the files that `directory` lacks into it, each in one step.
+
+    Every file is verified before it is moved, and moved by a rename within one file system: other
+    processes see no file or a whole one, and two that fill at once write the same content.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory, prefix=".incoming-") as incoming:
+            source = _fetch(Path(incoming))
+            for name in _missing(directory):
+                verified = Path(incoming, f"{name}.verified")
+                verified.write_bytes(_read(source, name))
+                verified.replace(directory / name)
+    except OSError as error:
+        raise DataError(
+            f"cannot store the dataset in {directory}: {error.strerror or error}; "
+            "choose a writable directory with --data-dir"
+        ) from error
+
+
+def _fetch(incoming: Path) -> Path:
+    """Return a directory with all four files, from the first source that has them."""
+    if not _missing(DEBIAN_DIR):
+        return DEBIAN_DIR
+    failures = []
+    for fetch in (_download_with_torchvision, _download_with_apt):
+        try:
+            return fetch(incoming)
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+            failures.append(str(error).strip().splitlines()[-1] if str(error) else repr(error))
+    raise DataError(
+        f"Fashion-MNIST is not on this machine and could not be downloaded ({'; '.join(failures)}):"
+        " check the network, or name a directory that holds its four files with --data-dir"
+    )
+
+
+def _download_with_torchvision(incoming: Path) -> Path:
+    from torchvision.datasets import FashionMNIST as TorchvisionFashionMNIST
+
+    print("Downloading Fashion-MNIST (31 MB) with torchvision", file=sys.stderr)
+    return Path(TorchvisionFashionMNIST(incoming, download=True).raw_folder)
+
+
+def _download_with_apt(incoming: Path) -> Path:
+    """Download and unpack Debian's package without being root and without installing it."""
+    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
+        raise FileNotFoundError("no apt-get here to download Debian's package with")
+    print(f"Downloading Debian's package {DEBIAN_PACKAGE} (31 MB)", file=sys.stderr)
+    state = incoming / "apt"
+    (state / "lists" / "partial").mkdir(parents=True)
+    (state / "archives" / "partial").mkdir(parents=True)
+    # The system's package lists may be absent or stale, and only root can refresh them: keep
+    # lists of our own beside the download.
+    own = [f"-oDir::State::Lists={state / 'lists'}", f"-oDir::Cache={state}"]
+    if os.geteuid() == 0:
+        own.append("-oAPT::Sandbox::User=root")
+    quiet = {"stdout": sys.stderr, "stderr": subprocess.PIPE, "text": True, "timeout": 600}
+    try:
+        subprocess.run(["apt-get", *own, "-q", "update"], cwd=incoming, check=True, **quiet)
+        subprocess.run(
+            ["apt-get", *own, "-q", "download", DEBIAN_PACKAGE], cwd=incoming, check=True, **quiet
+        )
+        (package,) = incoming.glob(f"{DEBIAN_PACKAGE}_*.deb")
+        subprocess.run(["dpkg-deb", "-x", package, incoming], check=True, **quiet)
+    except subprocess.CalledProcessError as error:
+        raise OSError(f"apt-get: {error.stderr.strip() or error}") from error
+    except ValueError as error:
+        raise OSError(f"apt-get downloaded no {DEBIAN_PACKAGE}") from error
+    return incoming / DEBIAN_DIR.relative_to("/")

@@ -1,0 +1,119 @@
+"""Draw what a run found. Every function returns a new matplotlib Figure and touches no global."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from sklearn.metrics import ConfusionMatrixDisplay
+from torch import Tensor
+
+from fashion.data import CLASSES
+
+RIGHT, WRONG = "tab:green", "tab:red"
+
+
+def confusion_matrix(confusion: pd.DataFrame, title: str) -> Figure:
+    """Draw the counts of `report.confusion_matrix`; the colour is the share of the true class."""
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    axes = figure.add_subplot()
+    shares = confusion.div(confusion.sum(axis="columns"), axis="index").to_numpy()
+    display = ConfusionMatrixDisplay(shares, display_labels=CLASSES)
+    display.plot(ax=axes, cmap="Blues", include_values=False, im_kw={"vmin": 0, "vmax": 1})
+    for row, column in torch.cartesian_prod(torch.arange(10), torch.arange(10)).tolist():
+        count = confusion.iat[row, column]
+        if count:
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, f"{count}", ha="center", va="center", color=color, fontsize=9)
+    axes.set(title=title, xlabel="predicted", ylabel="true")
+    axes.tick_params(axis="x", labelrotation=45)
+    for label in axes.get_xticklabels():
+        label.set(ha="right", rotation_mode="anchor")
+    return figure
+
+
+def learning_curves(history: pd.DataFrame, title: str) -> Figure:
+    """Draw loss and accuracy against the epoch.
+
+    Args:
+        history: indexed by epoch, with columns train_loss and train_accuracy and, where there was
+            a validation set, val_loss and val_accuracy.
+    """
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure.suptitle(title)
+    for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for split, marker in (("train", "o"), ("val", "s")):
+            if f"{split}_{quantity}" in history:
+                label = "validation" if split == "val" else split
+                axes.plot(history.index, history[f"{split}_{quantity}"], f"{marker}-", label=label)
+        axes.set(xlabel="epoch", ylabel=f"{quantity} (nats)" if quantity == "loss" else quantity)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure
+
+
+def prediction_grid(
+    images: Tensor, predicted: Sequence[str], true: Sequence[str] | None, title: str
+) -> Figure:
+    """Draw images with their predicted class: green where it is the true one, red where not.
+
+    Args:
+        images: uint8 or float, shape (N, 1, height, width).
+        predicted: N titles.
+        true: N class names, or None where nobody knows them.
+    """
+    columns = min(3, len(images))
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(3 * columns, 3.1 * rows + 0.4), layout="constrained")
+    figure.suptitle(title)
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    for axes in grid:
+        axes.axis("off")
+    for index, (axes, image) in enumerate(zip(grid, images, strict=False)):
+        axes.imshow(image.squeeze(0), cmap="gray")
+        if true is None:
+            axes.set_title(predicted[index], fontsize=10)
+        else:
+            color = RIGHT if predicted[index] == true[index] else WRONG
+            axes.set_title(
+                f"predicted: {predicted[index]}\ntrue: {true[index]}", fontsize=10, color=color
+            )
+    return figure
+
+
+def comparison(table: pd.DataFrame) -> Figure:
+    """Draw test accuracy against training time, one disc a run or group, its area the parameters.
+
+    Args:
+        table: from `compare.runs`, or from `compare.groups`, whose standard deviations become
+            error bars; rows that lack a figure are left out.
+    """
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    grouped = "n" in table
+    seconds, accuracy = (
+        f"{metric}_mean" if grouped else metric for metric in ("train_seconds", "test_accuracy")
+    )
+    drawn = table.dropna(subset=[seconds, accuracy, "num_parameters"])
+    for index, (model, rows) in enumerate(drawn.groupby("model", sort=False)):
+        color = f"C{index}"
+        label = f"{model} ({rows['num_parameters'].iloc[0]:,.0f} parameters)"
+        x, y = rows[seconds], rows[accuracy] * 100
+        axes.scatter(x, y, s=rows["num_parameters"] / 40, color=color, alpha=0.6, label=label)
+        if grouped:
+            spread = {
+                "xerr": rows["train_seconds_std"].fillna(0),
+                "yerr": rows["test_accuracy_std"].fillna(0) * 100,
+            }
+            axes.errorbar(x, y, **spread, fmt="none", color=color, capsize=3)
+    axes.set(
+        xscale="log", xlabel="training time (s)", ylabel="test accuracy (%)", title="Fashion-MNIST"
+    )
+    axes.margins(0.2)
+    axes.grid(alpha=0.3, which="both")
+    if not drawn.empty:
+        for handle in axes.legend(loc="best").legend_handles:
+            handle.set_sizes([60])
+    return figure

@@ -1,0 +1,310 @@
+"""Train models as MLflow runs: the one module that knows MLflow's tracking API."""
+
+import os
+import platform
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from mlflow.data.http_dataset_source import HTTPDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.environment_variables import (
+    MLFLOW_HTTP_REQUEST_MAX_RETRIES,
+    MLFLOW_HTTP_REQUEST_TIMEOUT,
+)
+from mlflow.models import infer_signature
+from torch import nn
+
+from fashion import data, engine, figures, models, report
+from fashion.data import CLASSES, FashionMNIST, Subset
+from fashion.engine import Evaluation, Recipe
+from fashion.errors import TrackingError
+
+# The tag that tells a training run, and of which model, from the other runs of an experiment.
+MODEL_TAG = "model"
+MODEL_ARTIFACT = "model"
+# What loading the logged model takes; inferring it would load the model in a second process.
+PIP_REQUIREMENTS = [
+    f"mlflow=={mlflow.__version__}",
+    f"torch=={torch.__version__.split('+')[0]}",
+]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One training run, as asked for."""
+
+    model: str
+    hidden_units: int
+    val_size: int
+    device: str
+    recipe: Recipe
+
+
+def connect() -> None:
+    """Check that the tracking store answers, so that nothing is trained in vain.
+
+    A database that does not exist yet is created.
+
+    Raises:
+        TrackingError: it does not answer, or refuses.
+    """
+    uri = mlflow.get_tracking_uri()
+    try:
+        with _single_attempt():
+            mlflow.search_experiments(max_results=1)
+    except Exception as error:  # every store raises errors of its own: requests', SQLAlchemy's, ...
+        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        raise TrackingError(
+            f"the tracking store {_without_credentials(uri)} cannot be used"
+            f" ({_without_credentials(reason)[:160]}): start it, or set MLFLOW_TRACKING_URI"
+        ) from error
+
+
+@contextmanager
+def group(name: str, system_metrics: bool = False) -> Iterator[str]:
+    """Open a parent run for the training runs of one comparison; yields its id."""
+    with mlflow.start_run(run_name=name, log_system_metrics=system_metrics) as run:
+        yield run.info.run_id
+
+
+def train(
+    experiment: Experiment,
+    dataset: FashionMNIST,
+    *,
+    nested: bool = False,
+    system_metrics: bool = False,
+) -> str:
+    """Train one model and log everything about it as one MLflow run.
+
+    `mlflow run` has opened a run for its entry point: a train entry point continues that one.
+
+    Args:
+        experiment: what to train.
+        dataset: the verified dataset.
+        nested: make the run a child of the active one.
+        system_metrics: sample CPU, memory and network while the run lasts.
+
+    Returns:
+        The id of the finished run.
+    """
+    device = engine.resolve_device(experiment.device)
+    training, validation = dataset.split(experiment.val_size)
+    model = models.build(experiment.model, experiment.hidden_units, experiment.recipe.seed)
+    with mlflow.start_run(
+        run_name=experiment.model, nested=nested, log_system_metrics=system_metrics
+    ) as run:
+        mlflow.set_tag(MODEL_TAG, experiment.model)
+        _log_params(run, experiment, model, device)
+        _log_lineage(training, validation, dataset.test)
+
+        model.to(device)
+        history, train_seconds = _fit(model, training, validation, experiment.recipe)
+        speed = len(training) * experiment.recipe.epochs / train_seconds
+        test = engine.evaluate(model, dataset.test)
+
+        logged = _log_model(model.to("cpu"), dataset.test)
+        final = {
+            "test_loss": test.loss,
+            "test_accuracy": test.accuracy,
+            "train_seconds": train_seconds,
+            "images_per_second": speed,
+        }
+        mlflow.log_metrics(final, model_id=logged.model_id)
+        best_pairs = _log_artifacts(experiment, history, dataset.test, test)
+        metrics = {**history.iloc[-1].to_dict(), **final}
+        mlflow.set_tag("mlflow.note.content", _note(experiment, model, metrics, best_pairs))
+    return run.info.run_id
+
+
+def log_comparison(table: pd.DataFrame) -> str:
+    """Log a table of `compare.runs` or `compare.groups` and its figure; return the run's id.
+
+    The run is the active one, else the one that `mlflow run` opened, else a new one.
+    """
+    with (
+        nullcontext(mlflow.active_run())
+        if mlflow.active_run()
+        else mlflow.start_run(run_name="comparison") as run
+    ):
+        printable = table.astype(dict.fromkeys(table.select_dtypes("datetimetz"), str))
+        mlflow.log_table(printable, "comparison.json")
+        mlflow.log_figure(figures.comparison(table), "comparison.png")
+    return run.info.run_id
+
+
+def _fit(
+    model: nn.Module, training: Subset, validation: Subset | None, recipe: Recipe
+) -> tuple[pd.DataFrame, float]:
+    """Train, logging each epoch; return the metrics by epoch and the seconds of training alone."""
+    history = {}
+    train_seconds = 0.0
+    for epoch in engine.train(model, training, recipe):
+        train_seconds += epoch.seconds
+        metrics = {"train_loss": epoch.loss, "train_accuracy": epoch.accuracy}
+        if validation is not None:
+            measured = engine.evaluate(model, validation)
+            metrics |= {"val_loss": measured.loss, "val_accuracy": measured.accuracy}
+        mlflow.log_metrics(metrics, step=epoch.number)
+        history[epoch.number] = metrics
+        print(_progress(epoch.number, recipe.epochs, metrics, epoch.seconds), flush=True)
+    return pd.DataFrame.from_dict(history, orient="index"), train_seconds
+
+
+def _progress(number: int, epochs: int, metrics: Mapping[str, float], seconds: float) -> str:
+    line = (
+        f"epoch {number}/{epochs}: train loss {metrics['train_loss']:.4f},"
+        f" accuracy {metrics['train_accuracy']:.2%}"
+    )
+    if "val_loss" in metrics:
+        line += f"; val loss {metrics['val_loss']:.4f}, accuracy {metrics['val_accuracy']:.2%}"
+    return f"{line} ({seconds:.1f} s)"
+
+
+def _log_params(
+    run: mlflow.ActiveRun, experiment: Experiment, model: nn.Module, device: torch.device
+) -> None:
+    params = {
+        "model": experiment.model,
+        "hidden_units": experiment.hidden_units,
+        **asdict(experiment.recipe),
+        "optimizer": "SGD",
+        "val_size": experiment.val_size,
+        "split_seed": data.SPLIT_SEED,
+        "device": experiment.device,
+        "device_name": (
+            torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        ),
+        "threads": torch.get_num_threads(),
+        "torch_version": torch.__version__,
+        "python_version": platform.python_version(),
+        "num_parameters": models.count_parameters(model),
+    }
+    # `mlflow run` has logged the parameters of the entry point as they were typed. A parameter
+    # cannot be logged again in another spelling (1e-1 for 0.1): mlflow/mlflow#3536.
+    mlflow.log_params({key: params[key] for key in params.keys() - run.data.params.keys()})
+
+
+def _log_lineage(training: Subset, validation: Subset | None, test: Subset) -> None:
+    subsets = {"training": training, "validation": validation, "test": test}
+    present = {context: subset for context, subset in subsets.items() if subset is not None}
+    source = HTTPDatasetSource(data.HOMEPAGE)
+    mlflow.log_inputs(
+        datasets=[
+            MetaDataset(source, name=subset.name, digest=subset.digest)
+            for subset in present.values()
+        ],
+        contexts=list(present),
+        tags_list=[{"images": str(len(subset))} for subset in present.values()],
+    )
+
+
+def _log_model(model: nn.Module, example: Subset) -> mlflow.models.model.ModelInfo:
+    """Log the model as a pt2 archive: no pickle, and no code of this project to load it.
+
+    A batch of two keeps the batch dimension dynamic: torch.export fixes a dimension of size 1.
+    """
+    images = data.to_float(example.images[:2])
+    model.eval()
+    with torch.inference_mode():
+        logits = model(images)
+    return mlflow.pytorch.log_model(
+        model,
+        name=MODEL_ARTIFACT,
+        signature=infer_signature(images.numpy(), logits.numpy()),
+        input_example=images.numpy(),
+        pip_requirements=PIP_REQUIREMENTS,
+        serialization_format="pt2",
+    )
+
+
+def _log_artifacts(
+    experiment: Experiment, history: pd.DataFrame, subset: Subset, test: Evaluation
+) -> list[report.ConfusedPair]:
+    """Log tables and figures of the test predictions; return the most confused pairs."""
+    predicted = test.logits.argmax(dim=1)
+    confusion = report.confusion_matrix(subset.labels, predicted)
+    pairs = report.confused_pairs(confusion)
+    title = f"{experiment.model}: {test.accuracy:.2%} of {len(subset):,} test images"
+
+    mlflow.log_table(report.per_class(subset.labels, predicted), "per_class.json")
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        confusion.to_csv(root / "confusion_matrix.csv")
+        (root / "confused_pairs.txt").write_text("".join(f"{pair}\n" for pair in pairs))
+        _save(figures.confusion_matrix(confusion, title), root / "confusion_matrix.png")
+        _save(figures.learning_curves(history, experiment.model), root / "learning_curves.png")
+        rows = torch.randperm(
+            len(subset), generator=torch.Generator().manual_seed(experiment.recipe.seed)
+        )[:9]
+        grid = figures.prediction_grid(
+            subset.images[rows],
+            predicted=[CLASSES[index] for index in predicted[rows]],
+            true=[CLASSES[index] for index in subset.labels[rows]],
+            title=title,
+        )
+        _save(grid, root / "predictions.png")
+        mlflow.log_artifacts(folder)
+    return pairs
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, dpi=100)
+
+
+def _note(
+    experiment: Experiment,
+    model: nn.Module,
+    metrics: Mapping[str, float],
+    pairs: list[report.ConfusedPair],
+) -> str:
+    """Sum the run up in Markdown."""
+    recipe = experiment.recipe
+    splits = [split for split in ("train", "val", "test") if f"{split}_loss" in metrics]
+    rows = "\n".join(
+        f"| {split} | {metrics[f'{split}_loss']:.4f} | {metrics[f'{split}_accuracy']:.2%} |"
+        for split in splits
+    )
+    confused = "\n".join(f"- {pair}" for pair in pairs[:5])
+    return f"""\
+### {experiment.model} on Fashion-MNIST: {metrics["test_accuracy"]:.2%} test accuracy
+
+{models.count_parameters(model):,} parameters, {recipe.epochs} epochs of SGD (lr {recipe.lr:g},
+batch {recipe.batch_size}, seed {recipe.seed}): {metrics["train_seconds"]:.1f} s of training,
+{metrics["images_per_second"]:,.0f} images/s.
+
+| split | loss | accuracy |
+| --- | --- | --- |
+{rows}
+
+Most confused on the test set:
+
+{confused}
+"""
+
+
+def _without_credentials(text: str) -> str:
+    return re.sub(r"://[^/@\s]+@", "://***@", text)
+
+
+@contextmanager
+def _single_attempt() -> Iterator[None]:
+    """Make MLflow's HTTP client answer at once instead of retrying for minutes."""
+    limits = {MLFLOW_HTTP_REQUEST_MAX_RETRIES.name: "0", MLFLOW_HTTP_REQUEST_TIMEOUT.name: "10"}
+    saved = {name: os.environ.get(name) for name in limits}
+    os.environ.update(limits)
+    try:
+        yield
+    finally:
+        for name, value in saved.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

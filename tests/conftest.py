@@ -1,0 +1,100 @@
+"""What the tests share: the real dataset, a small part of it, and an empty tracking store."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+# Before MLflow is imported: it reports usage to its makers unless told not to.
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+import mlflow
+import pytest
+
+from fashion import data, tracking
+from fashion.data import FashionMNIST, Subset
+from fashion.engine import Recipe
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def dataset() -> FashionMNIST:
+    """All 70,000 real images."""
+    return data.load()
+
+
+@pytest.fixture(scope="session")
+def small(dataset: FashionMNIST) -> FashionMNIST:
+    """The first 2,000 training and 500 test images: enough to learn something in a second."""
+    return FashionMNIST(
+        train=_head(dataset.train, 2_000),
+        test=_head(dataset.test, 500),
+        directory=dataset.directory,
+    )
+
+
+def _head(subset: Subset, size: int) -> Subset:
+    return Subset(subset.name, subset.images[:size], subset.labels[:size], subset.digest)
+
+
+@pytest.fixture(scope="session")
+def _empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables and no runs; making one takes seconds, copying it none."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.set_tracking_uri(f"sqlite:///{path}")
+    mlflow.search_experiments()
+    return path
+
+
+@pytest.fixture
+def store(
+    _empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """An empty tracking store in a directory of its own, which is the working directory too."""
+    shutil.copy(_empty_store, tmp_path / "mlflow.db")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    mlflow.set_tracking_uri(uri)
+    # The copied default experiment points to where the template was made.
+    mlflow.set_experiment("test")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "test")
+    yield tmp_path
+    while mlflow.active_run():
+        mlflow.end_run()
+
+
+@pytest.fixture
+def train_small(store: Path, small: FashionMNIST) -> Callable[..., str]:
+    """Return a function that trains a model on the small dataset and returns the run's id."""
+
+    def train(model: str = "baseline", **changes: object) -> str:
+        settings = {"epochs": 1, "batch_size": 32, "lr": 0.1, "seed": 42, "val_size": 200} | changes
+        val_size = settings.pop("val_size")
+        return tracking.train(
+            tracking.Experiment(model, 10, val_size, "cpu", Recipe(**settings)), small
+        )
+
+    return train
+
+
+@pytest.fixture
+def command(
+    dataset: FashionMNIST, store: Path
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that runs an entry point as a user does, in a process of its own."""
+
+    def run(entry_point: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", f"entrypoints.{entry_point}", *arguments],
+            env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+            cwd=store,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run
