@@ -64,9 +64,9 @@ def compare(
     query = compare.Query(experiments, filter_string, models, metric, top, latest_per_model)
     table = compare.groups(query) if group else compare.runs(query)
     if output:
-        compare.write(table, output_format, Path(output))
+        compare.write(table, output_format, Path(output), metric)
     else:
-        click.echo(compare.render(table, output_format), nl=False)
+        click.echo(compare.render(table, output_format, metric), nl=False)
     if log:
         click.echo(f"Logged to run {tracking.log_comparison(table)}", err=True)
 

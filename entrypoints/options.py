@@ -128,7 +128,7 @@ def data_dir_option(command: Callable) -> Callable:
 
 def training_options(command: Callable) -> Callable:
     """Add the options of a training run, all but the model."""
-    options = [
+    options: list[Callable] = [
         click.option(
             "--epochs",
             type=click.IntRange(min=1),

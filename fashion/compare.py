@@ -1,16 +1,20 @@
 """Query training runs into a pandas table, and show it."""
 
-import io
 import math
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import mlflow
 import pandas as pd
+from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
@@ -31,8 +35,33 @@ COLUMNS = ["model", *METRICS, *PARAMS, *ATTRIBUTES]
 # Runs that share all of these are repetitions of one experiment, apart from their seed.
 GROUP_KEY = ["model", *(name for name in PARAMS if name not in ("seed", "num_parameters"))]
 ALL = "all"
-NEWEST_FIRST = "attributes.start_time DESC"
+NEWEST_FIRST = ["attributes.start_time DESC"]
+FINISHED = "attributes.status = 'FINISHED'"
+UNFINISHED = "attributes.status != 'FINISHED'"
 FORMATS = ["table", "markdown", "csv", "json", "html"]
+
+TERMINAL_WIDTH = 80
+MODEL_WIDTH = 12
+# What a table that is too wide does without, in this order.
+EXPENDABLE = ["images_per_second", "val_loss", "test_loss", "train_seconds"]
+
+
+class _Style(NamedTuple):
+    """How the terminal shows a metric: under what, times what, in which format."""
+
+    header: str
+    scale: int
+    spec: str
+
+
+STYLES = {
+    "val_accuracy": _Style("val %", 100, ".2f"),
+    "val_loss": _Style("val\nloss", 1, ".4f"),
+    "test_accuracy": _Style("test %", 100, ".2f"),
+    "test_loss": _Style("test\nloss", 1, ".4f"),
+    "train_seconds": _Style("train s", 1, ".1f"),
+    "images_per_second": _Style("img/s", 1, ",.0f"),
+}
 
 
 class CompareError(FashionError):
@@ -66,23 +95,27 @@ def lower_is_better(metric: str) -> bool:
 
 
 def runs(query: Query) -> pd.DataFrame:
-    """Return the runs of `query` as `COLUMNS`, best first; those without the metric come last.
+    """Return the runs of `query` as `COLUMNS`: finished ones first, and of those the best first.
 
-    The tracking store filters, orders and limits: no more runs are fetched than are returned, or,
-    for the latest of each model, than there are models times `query.top`.
+    Runs that lack the metric come after their peers. The tracking store filters, orders and
+    limits.
 
     Raises:
         CompareError: an experiment does not exist, or the filter is not valid.
     """
+    experiments = _experiment_ids(query)
     if query.latest_per_model:
-        found = [
-            _search(query, model, "attributes.start_time DESC", 1) for model in _model_names(query)
-        ]
+        found = _latest_of_each_model(query, experiments)
     else:
         direction = "ASC" if lower_is_better(query.metric) else "DESC"
-        order = f"metrics.{query.metric} {direction}"
-        found = [_search(query, model, order, query.top) for model in query.models or [None]]
-    return _best_first(pd.concat(found, ignore_index=True), query.metric).head(query.top)
+        order = [f"metrics.{query.metric} {direction}", "attributes.start_time ASC"]
+        found = [
+            run
+            for conditions in _by_model(query.models)
+            for status in (FINISHED, UNFINISHED)
+            for run in _search(query, experiments, [*conditions, status], order, query.top)
+        ]
+    return _best_first(_table(found), query.metric).head(query.top)
 
 
 def groups(query: Query) -> pd.DataFrame:
@@ -90,7 +123,8 @@ def groups(query: Query) -> pd.DataFrame:
 
     A group is the finished runs that share `GROUP_KEY`. Of several runs with one seed the latest
     counts: a repetition of the same seed is no further evidence. The standard deviation is the
-    sample's (n - 1) and NaN for a single seed.
+    sample's (n - 1) and NaN for a single seed. Both are NaN where one seed lacks the metric, or
+    diverged: they would be those of the seeds that went well.
 
     Returns:
         One row a group: `GROUP_KEY`, num_parameters, n, then METRIC_mean and METRIC_std for each
@@ -99,54 +133,98 @@ def groups(query: Query) -> pd.DataFrame:
     Raises:
         CompareError: as for `runs`.
     """
+    experiments = _experiment_ids(query)
     finished = [
-        _search(query, model, "attributes.start_time DESC", None)
-        for model in query.models or [None]
+        run
+        for conditions in _by_model(query.models)
+        for run in _search(query, experiments, [*conditions, FINISHED], NEWEST_FIRST)
     ]
-    table = pd.concat(finished, ignore_index=True)
-    table = table[table["status"] == "FINISHED"].drop_duplicates([*GROUP_KEY, "seed"])
-    grouped = table.groupby(GROUP_KEY, dropna=False)
-    summary = grouped.agg(
-        num_parameters=("num_parameters", "first"),
-        n=("seed", "nunique"),
-        **{f"{m}_mean": (m, "mean") for m in METRICS},
-        **{f"{m}_std": (m, "std") for m in METRICS},
-    ).reset_index()
+    table = _table(finished).drop_duplicates([*GROUP_KEY, "seed"])
+    mean = partial(pd.Series.mean, skipna=False)
+    std = partial(pd.Series.std, skipna=False)
+    statistics: dict[str, Any] = {
+        "num_parameters": ("num_parameters", "first"),
+        "n": ("seed", "size"),
+        **{f"{metric}_mean": (metric, mean) for metric in METRICS},
+        **{f"{metric}_std": (metric, std) for metric in METRICS},
+    }
+    summary = table.groupby(GROUP_KEY, dropna=False).agg(**statistics).reset_index()
     return _best_first(summary, f"{query.metric}_mean").head(query.top)
 
 
 def _best_first(table: pd.DataFrame, column: str) -> pd.DataFrame:
     ascending = lower_is_better(column.removesuffix("_mean"))
-    return table.sort_values(column, ascending=ascending, kind="stable", ignore_index=True)
+    table = table.sort_values(column, ascending=ascending, kind="stable")
+    if "status" in table:
+        table = table.sort_values("status", key=lambda status: status != "FINISHED", kind="stable")
+    return table.reset_index(drop=True)
 
 
-def _model_names(query: Query) -> Sequence[str]:
+def _experiment_ids(query: Query) -> list[str] | None:
+    """Return the ids of the experiments; [] stands for the active one and None for all of them."""
+    if list(query.experiments) == [ALL]:
+        return None
+    ids = []
+    for name in query.experiments:
+        # MLflow's own search leaves out a name that it does not know.
+        experiment = mlflow.get_experiment_by_name(name)
+        if experiment is None or experiment.lifecycle_stage != LifecycleStage.ACTIVE:
+            raise CompareError(f"there is no experiment {name!r} in the tracking store")
+        ids.append(experiment.experiment_id)
+    return ids
+
+
+def _by_model(models: Sequence[str]) -> list[list[str]]:
+    """Return the conditions of one search for each model; no condition where all are wanted."""
+    for model in models:
+        if not re.fullmatch(r"[\w:.-]+", model):
+            raise CompareError(f"{model!r} is no model name")
+    return [[f"tags.model = '{model}'"] for model in dict.fromkeys(models)] or [[]]
+
+
+def _latest_of_each_model(query: Query, experiments: list[str] | None) -> list[Run]:
     if query.models:
-        return query.models
-    from fashion.models import MODELS
+        return [
+            run
+            for conditions in _by_model(query.models)
+            for run in _search(query, experiments, conditions, NEWEST_FIRST, 1)
+        ]
+    # The store cannot group: ask for the newest run of any model that has not been seen yet.
+    found: list[Run] = []
+    others: list[str] = []
+    while newest := _search(query, experiments, others, NEWEST_FIRST, 1):
+        found += newest
+        others.append(f"tags.model != '{newest[0].data.tags['model']}'")
+    return found
 
-    return list(MODELS)
 
+def _search(
+    query: Query,
+    experiments: list[str] | None,
+    conditions: Sequence[str],
+    order: list[str],
+    limit: int = sys.maxsize,
+) -> list[Run]:
+    """Return the training runs that fulfil `conditions` and the query's filter.
 
-def _search(query: Query, model: str | None, order: str, limit: int | None) -> pd.DataFrame:
-    """Fetch at most `limit` runs of one model (None: of all) as `COLUMNS`; of equals the oldest."""
-    if model is not None and not re.fullmatch(r"[\w:.-]+", model):
-        raise CompareError(f"{model!r} is no model name")
-    everywhere = list(query.experiments) == [ALL]
-    conditions = [f"tags.model = '{model}'" if model else "tags.model LIKE '%'"]
-    if query.filter_string:
-        conditions.append(query.filter_string)
+    Raises:
+        CompareError: the filter is not valid.
+    """
+    filters = ["tags.model LIKE '%'", *conditions, query.filter_string]
     try:
-        found = mlflow.search_runs(
-            experiment_names=None if everywhere else list(query.experiments) or None,
-            search_all_experiments=everywhere,
-            filter_string=" and ".join(conditions),
-            order_by=[order, "attributes.start_time ASC"],
+        return mlflow.search_runs(
+            experiment_ids=experiments,
+            search_all_experiments=experiments is None,
+            filter_string=" and ".join(filter(None, filters)),
+            max_results=limit,
+            order_by=order,
             output_format="list",
-            **({"max_results": limit} if limit else {}),
         )
     except MlflowException as error:
         raise CompareError(str(error).splitlines()[0]) from error
+
+
+def _table(found: Sequence[Run]) -> pd.DataFrame:
     rows = [
         {
             "model": run.data.tags["model"],
@@ -160,112 +238,131 @@ def _search(query: Query, model: str | None, order: str, limit: int | None) -> p
         for run in found
     ]
     table = pd.DataFrame(rows, columns=COLUMNS)
-    # MLflow stores parameters as text: "0.10" typed at the command line is the number 0.1.
-    table[PARAMS] = table[PARAMS].apply(pd.to_numeric, errors="coerce")
+    # MLflow stores parameters as text: "0.10" typed at the command line is the number 0.1. The
+    # conversion of dtypes keeps whole numbers whole where another run lacks the parameter.
+    table[PARAMS] = table[PARAMS].apply(pd.to_numeric, errors="coerce").convert_dtypes()
     return table.astype(dict.fromkeys(METRICS, float))
 
 
-def render(table: pd.DataFrame, output_format: str) -> str:
-    """Return `runs` or `groups` as text in one of `FORMATS`.
+def render(table: pd.DataFrame, output_format: str, metric: str = "val_accuracy") -> str:
+    """Return `runs` or `groups`, ordered by `metric`, as text in one of `FORMATS`.
 
-    "table" is for a terminal of 80 columns and keeps to the most telling columns; the others hold
-    them all.
+    "table" is for a terminal of 80 columns and keeps to the most telling columns, `metric` among
+    them; the others hold them all.
     """
     if output_format == "table":
-        return _terminal(table)
+        return _terminal(table, metric)
     if output_format == "markdown":
         return _markdown(table)
     if output_format == "csv":
         return table.to_csv(index=False)
     if output_format == "html":
-        return table.to_html(index=False, border=0)
-    return table.to_json(orient="records", date_format="iso", indent=2) + "\n"
+        with pd.option_context("display.max_colwidth", None):
+            return table.to_html(index=False, border=0, na_rep="-") + "\n"
+    return table.to_json(orient="records", date_format="iso", double_precision=15, indent=2) + "\n"
 
 
-def write(table: pd.DataFrame, output_format: str, path: Path) -> None:
+def write(table: pd.DataFrame, output_format: str, path: Path, metric: str) -> None:
     """Write `render`'s text to a file.
 
     Raises:
         CompareError: the file cannot be written.
     """
     try:
-        path.write_text(render(table, output_format), encoding="utf-8")
+        path.write_text(render(table, output_format, metric), encoding="utf-8")
     except OSError as error:
         raise CompareError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _markdown(table: pd.DataFrame) -> str:
-    lines = [table.columns, ["---"] * len(table.columns), *table.itertuples(index=False)]
+    lines = [list(table), ["---"] * len(table.columns), *table.to_numpy(dtype=object).tolist()]
     cells = ([_plain(value).replace("|", "\\|") for value in line] for line in lines)
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 
-def _plain(value: object) -> str:
+def _plain(value: Any) -> str:
     if pd.isna(value):
         return "-"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _terminal(table: pd.DataFrame) -> str:
+def _terminal(table: pd.DataFrame, metric: str) -> str:
     if table.empty:
         return "No runs found: train some first, or widen the query.\n"
+    cells = _group_cells if "n" in table else _run_cells
+    rows = [cells(row, metric) for _, row in table.iterrows()]
+    columns = {header: [row[header] for row in rows] for header in rows[0]}
+    for name in EXPENDABLE:
+        if name != metric and _width(columns) > TERMINAL_WIDTH:
+            columns.pop(STYLES[name].header, None)
     rich_table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    rows = _group_cells(table) if "n" in table else _run_cells(table)
-    for name in rows[0]:
-        rich_table.add_column(name, justify="left" if name in ("model", "run") else "right")
-    for row in rows:
-        rich_table.add_row(*row.values())
-    console = Console(width=80, file=io.StringIO(), color_system=None)
-    console.print(rich_table)
-    file = console.file
-    assert isinstance(file, io.StringIO)
-    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+    for header in columns:
+        # Only a model's name may take several lines, so that no number is cut.
+        rich_table.add_column(
+            header,
+            justify="left" if header in ("model", "run") else "right",
+            overflow="fold",
+            no_wrap=header != "model",
+        )
+    for texts in zip(*columns.values(), strict=True):
+        rich_table.add_row(*texts)
+    # Names are text, also where they look like rich's markup.
+    console = Console(width=TERMINAL_WIDTH, color_system=None, markup=False, emoji=False)
+    with console.capture() as capture:
+        console.print(rich_table)
+    return "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
 
 
-def _run_cells(table: pd.DataFrame) -> list[dict[str, str]]:
-    return [
-        {
-            "model": row["model"],
-            "val %": _number(row["val_accuracy"] * 100, ".2f"),
-            # A run that did not finish says so where its result would stand.
-            "test %": (
-                _number(row["test_accuracy"] * 100, ".2f")
-                if row["status"] == "FINISHED"
-                else row["status"]
-            ),
-            "test loss": _number(row["test_loss"], ".4f"),
-            "train s": _number(row["train_seconds"], ".1f"),
-            "img/s": _number(row["images_per_second"], ",.0f"),
-            "params": _number(row["num_parameters"], ",.0f"),
-            "ep.": _number(row["epochs"], ".0f"),
-            "seed": _number(row["seed"], ".0f"),
-            "run": row["run_id"][:8],
-        }
-        for _, row in table.iterrows()
-    ]
+def _width(columns: Mapping[str, Sequence[str]]) -> int:
+    """Return how wide a table is whose models' names are folded to `MODEL_WIDTH`."""
+    widths = {
+        header: max(cell_len(line) for text in (header, *texts) for line in text.split("\n"))
+        for header, texts in columns.items()
+    }
+    widths["model"] = min(widths["model"], MODEL_WIDTH)
+    return sum(widths.values()) + len(widths) - 1
 
 
-def _group_cells(table: pd.DataFrame) -> list[dict[str, str]]:
-    return [
-        {
-            "model": row["model"],
-            "n": str(row["n"]),
-            "val %": _spread(row, "val_accuracy", 100, ".2f"),
-            "test %": _spread(row, "test_accuracy", 100, ".2f"),
-            "train s": _spread(row, "train_seconds", 1, ".1f"),
-            "params": _number(row["num_parameters"], ",.0f"),
-            "ep.": _number(row["epochs"], ".0f"),
-            "lr": _number(row["lr"], "g"),
-            "val size": _number(row["val_size"], ".0f"),
-        }
-        for _, row in table.iterrows()
-    ]
+def _run_cells(row: pd.Series, _metric: str) -> dict[str, str]:
+    metrics = {
+        style.header: _number(row[name] * style.scale, style.spec) for name, style in STYLES.items()
+    }
+    # A run that did not finish says so where its result would stand.
+    if row["status"] != "FINISHED":
+        metrics[STYLES["test_accuracy"].header] = row["status"]
+    return {
+        "model": row["model"],
+        **metrics,
+        "params": _number(row["num_parameters"], ",.0f"),
+        "ep.": _number(row["epochs"], ".0f"),
+        "seed": "-" if pd.isna(row["seed"]) else f"{row['seed']:.0f}",
+        "run": row["run_id"][:8],
+    }
+
+
+def _group_cells(row: pd.Series, metric: str) -> dict[str, str]:
+    shown = dict.fromkeys(["val_accuracy", "test_accuracy", metric, "train_seconds"])
+    return {
+        "model": row["model"],
+        "n": str(row["n"]),
+        **{STYLES[name].header: _spread(row, name) for name in shown},
+        "ep.": _number(row["epochs"], ".0f"),
+        "batch": _number(row["batch_size"], ".0f"),
+        "lr": _number(row["lr"], "g"),
+        "hidden": _number(row["hidden_units"], ".0f"),
+        "val\nsize": _number(row["val_size"], ".0f"),
+    }
+
+
+def _spread(row: pd.Series, name: str) -> str:
+    _, scale, spec = STYLES[name]
+    mean, std = row[f"{name}_mean"] * scale, row[f"{name}_std"] * scale
+    return _number(mean, spec) if pd.isna(std) else f"{_number(mean, spec)}±{_number(std, spec)}"
 
 
 def _number(value: float, spec: str) -> str:
-    return "-" if pd.isna(value) else format(value, spec)
-
-
-def _spread(row: pd.Series, metric: str, scale: float, spec: str) -> str:
-    mean, std = row[f"{metric}_mean"] * scale, row[f"{metric}_std"] * scale
-    return _number(mean, spec) if pd.isna(std) else f"{_number(mean, spec)}±{_number(std, spec)}"
+    """Format a number in at most 7 characters: 1.23e6 where `spec` would take more."""
+    if pd.isna(value):
+        return "-"
+    text = format(value, spec)
+    return text if len(text) <= 7 else re.sub(r"e\+?(-?)0*", r"e\1", f"{value:.3g}")

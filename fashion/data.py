@@ -307,24 +307,28 @@ def _download_with_apt(incoming: Path) -> Path:
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         raise FileNotFoundError("no apt-get here to download Debian's package with")
     print(f"Downloading Debian's package {DEBIAN_PACKAGE} (31 MB)", file=sys.stderr)
-    state = incoming / "apt"
-    (state / "lists" / "partial").mkdir(parents=True)
-    (state / "archives" / "partial").mkdir(parents=True)
     # The system's package lists may be absent or stale, and only root can refresh them: keep
     # lists of our own beside the download.
-    own = [f"-oDir::State::Lists={state / 'lists'}", f"-oDir::Cache={state}"]
+    lists, cache = incoming / "lists", incoming / "cache"
+    (lists / "partial").mkdir(parents=True)
+    (cache / "archives" / "partial").mkdir(parents=True)
+    apt = ["apt-get", "-q", f"-oDir::State::Lists={lists}", f"-oDir::Cache={cache}"]
     if os.geteuid() == 0:
-        own.append("-oAPT::Sandbox::User=root")
-    quiet = {"stdout": sys.stderr, "stderr": subprocess.PIPE, "text": True, "timeout": 600}
-    try:
-        subprocess.run(["apt-get", *own, "-q", "update"], cwd=incoming, check=True, **quiet)
-        subprocess.run(
-            ["apt-get", *own, "-q", "download", DEBIAN_PACKAGE], cwd=incoming, check=True, **quiet
-        )
-        (package,) = incoming.glob(f"{DEBIAN_PACKAGE}_*.deb")
-        subprocess.run(["dpkg-deb", "-x", package, incoming], check=True, **quiet)
-    except subprocess.CalledProcessError as error:
-        raise OSError(f"apt-get: {error.stderr.strip() or error}") from error
-    except ValueError as error:
-        raise OSError(f"apt-get downloaded no {DEBIAN_PACKAGE}") from error
+        # As root, apt would download as the user _apt, who cannot write here.
+        apt.append("-oAPT::Sandbox::User=root")
+    _run([*apt, "update"], incoming)
+    _run([*apt, "download", DEBIAN_PACKAGE], incoming)
+    packages = list(incoming.glob(f"{DEBIAN_PACKAGE}_*.deb"))
+    if not packages:
+        raise FileNotFoundError(f"apt-get downloaded no {DEBIAN_PACKAGE}")
+    _run(["dpkg-deb", "-x", str(packages[0]), str(incoming)], incoming)
     return incoming / DEBIAN_DIR.relative_to("/")
+
+
+def _run(command: list[str], directory: Path) -> None:
+    """Run a command, its progress on stderr; raise OSError with what it said when it fails."""
+    done = subprocess.run(
+        command, cwd=directory, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, timeout=600
+    )
+    if done.returncode:
+        raise OSError(f"{command[0]}: {done.stderr.strip() or done.returncode}")

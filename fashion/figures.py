@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
-import torch
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import ConfusionMatrixDisplay
@@ -21,11 +22,10 @@ def confusion_matrix(confusion: pd.DataFrame, title: str) -> Figure:
     shares = confusion.div(confusion.sum(axis="columns"), axis="index").to_numpy()
     display = ConfusionMatrixDisplay(shares, display_labels=CLASSES)
     display.plot(ax=axes, cmap="Blues", include_values=False, im_kw={"vmin": 0, "vmax": 1})
-    for row, column in torch.cartesian_prod(torch.arange(10), torch.arange(10)).tolist():
-        count = confusion.iat[row, column]
+    for (row, column), count in np.ndenumerate(confusion.to_numpy()):
         if count:
             color = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, f"{count}", ha="center", va="center", color=color, fontsize=9)
+            axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=9)
     axes.set(title=title, xlabel="predicted", ylabel="true")
     axes.tick_params(axis="x", labelrotation=45)
     for label in axes.get_xticklabels():
@@ -103,17 +103,17 @@ def comparison(table: pd.DataFrame) -> Figure:
         x, y = rows[seconds], rows[accuracy] * 100
         axes.scatter(x, y, s=rows["num_parameters"] / 40, color=color, alpha=0.6, label=label)
         if grouped:
-            spread = {
-                "xerr": rows["train_seconds_std"].fillna(0),
-                "yerr": rows["test_accuracy_std"].fillna(0) * 100,
-            }
-            axes.errorbar(x, y, **spread, fmt="none", color=color, capsize=3)
+            xerr = rows["train_seconds_std"].fillna(0)
+            yerr = rows["test_accuracy_std"].fillna(0) * 100
+            axes.errorbar(x, y, xerr=xerr, yerr=yerr, fmt="none", color=color, capsize=3)
     axes.set(
         xscale="log", xlabel="training time (s)", ylabel="test accuracy (%)", title="Fashion-MNIST"
     )
     axes.margins(0.2)
     axes.grid(alpha=0.3, which="both")
     if not drawn.empty:
+        # One size for all in the legend: a disc as large as in the plot would overlap its text.
         for handle in axes.legend(loc="best").legend_handles:
-            handle.set_sizes([60])
+            if isinstance(handle, PathCollection):
+                handle.set_sizes([60])
     return figure

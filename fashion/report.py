@@ -1,6 +1,7 @@
 """Turn a model's predictions into the tables that people read."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from itertools import permutations
 
 import pandas as pd
 from sklearn.metrics import classification_report
@@ -10,16 +11,17 @@ from torch import Tensor
 from fashion.data import CLASSES
 
 
-class ConfusedPair(NamedTuple):
+@dataclass(frozen=True)
+class ConfusedPair:
     """How often images of one class were taken for another."""
 
     true: str
     predicted: str
-    count: int
+    times: int
 
     def __str__(self) -> str:
-        times = "time" if self.count == 1 else "times"
-        return f"{self.true} mistaken as {self.predicted}: {self.count} {times}"
+        unit = "time" if self.times == 1 else "times"
+        return f"{self.true} mistaken as {self.predicted}: {self.times} {unit}"
 
 
 def confusion_matrix(labels: Tensor, predicted: Tensor) -> pd.DataFrame:
@@ -36,13 +38,12 @@ def confusion_matrix(labels: Tensor, predicted: Tensor) -> pd.DataFrame:
 
 def confused_pairs(confusion: pd.DataFrame, top: int = 10) -> list[ConfusedPair]:
     """Return the `top` ordered pairs of different classes confused most often, worst first."""
-    counts = confusion.stack()
     pairs = [
-        ConfusedPair(true, predicted, int(count))
-        for (true, predicted), count in counts.items()
-        if true != predicted and count > 0
+        ConfusedPair(true, predicted, int(confusion.to_numpy()[row, column]))
+        for (row, true), (column, predicted) in permutations(enumerate(CLASSES), 2)
     ]
-    return sorted(pairs, key=lambda pair: -pair.count)[:top]
+    mistaken = [pair for pair in pairs if pair.times > 0]
+    return sorted(mistaken, key=lambda pair: -pair.times)[:top]
 
 
 def per_class(labels: Tensor, predicted: Tensor) -> pd.DataFrame:

@@ -5,7 +5,7 @@ import platform
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -119,9 +119,19 @@ def train(
         }
         mlflow.log_metrics(final, model_id=logged.model_id)
         best_pairs = _log_artifacts(experiment, history, dataset.test, test)
-        metrics = {**history.iloc[-1].to_dict(), **final}
+        metrics = history.iloc[-1].to_dict() | final
         mlflow.set_tag("mlflow.note.content", _note(experiment, model, metrics, best_pairs))
     return run.info.run_id
+
+
+@contextmanager
+def _active_or_new_run(name: str) -> Iterator[str]:
+    active = mlflow.active_run()
+    if active:
+        yield active.info.run_id
+    else:
+        with mlflow.start_run(run_name=name) as run:
+            yield run.info.run_id
 
 
 def log_comparison(table: pd.DataFrame) -> str:
@@ -129,15 +139,11 @@ def log_comparison(table: pd.DataFrame) -> str:
 
     The run is the active one, else the one that `mlflow run` opened, else a new one.
     """
-    with (
-        nullcontext(mlflow.active_run())
-        if mlflow.active_run()
-        else mlflow.start_run(run_name="comparison") as run
-    ):
-        printable = table.astype(dict.fromkeys(table.select_dtypes("datetimetz"), str))
+    printable = table.astype(dict.fromkeys(table.select_dtypes("datetimetz").columns, str))
+    with _active_or_new_run("comparison") as run_id:
         mlflow.log_table(printable, "comparison.json")
         mlflow.log_figure(figures.comparison(table), "comparison.png")
-    return run.info.run_id
+    return run_id
 
 
 def _fit(
@@ -198,7 +204,7 @@ def _log_lineage(training: Subset, validation: Subset | None, test: Subset) -> N
     source = HTTPDatasetSource(data.HOMEPAGE)
     mlflow.log_inputs(
         datasets=[
-            MetaDataset(source, name=subset.name, digest=subset.digest)
+            MetaDataset(source, name=subset.name, digest=subset.digest)  # type: ignore[abstract]
             for subset in present.values()
         ],
         contexts=list(present),

@@ -50,9 +50,7 @@ def _empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def store(
-    _empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Path]:
+def store(_empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty tracking store in a directory of its own, which is the working directory too."""
     shutil.copy(_empty_store, tmp_path / "mlflow.db")
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
@@ -82,9 +80,7 @@ def train_small(store: Path, small: FashionMNIST) -> Callable[..., str]:
 
 
 @pytest.fixture
-def command(
-    dataset: FashionMNIST, store: Path
-) -> Callable[..., subprocess.CompletedProcess[str]]:
+def command(dataset: FashionMNIST, store: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Return a function that runs an entry point as a user does, in a process of its own."""
 
     def run(entry_point: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,119 @@
+"""The lab's own loop, written afresh: what ours must equal.
+
+A torchvision dataset with ToTensor, a shuffled DataLoader, plain modules, loss.item() at each step,
+and an evaluation of the test set after each epoch.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import ToTensor
+
+from fashion.data import FashionMNIST, Subset
+
+
+class LabDataset(Dataset):
+    """What torchvision.datasets.FashionMNIST(transform=ToTensor()) returns for each index."""
+
+    def __init__(self, subset: Subset) -> None:
+        self.images, self.labels = subset.images[:, 0], subset.labels
+        self.transform = ToTensor()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        image = Image.fromarray(self.images[index].numpy(), mode="L")
+        return self.transform(image), int(self.labels[index])
+
+
+class FashionMNISTModelV0(nn.Module):
+    def __init__(self, hidden_units: int = 10) -> None:
+        super().__init__()
+        self.layer_stack = nn.Sequential(
+            nn.Flatten(), nn.Linear(784, hidden_units), nn.Linear(hidden_units, 10)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer_stack(x)
+
+
+class FashionMNISTModelV1(nn.Module):
+    def __init__(self, hidden_units: int = 10) -> None:
+        super().__init__()
+        self.layer_stack = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(784, hidden_units),
+            nn.ReLU(),
+            nn.Linear(hidden_units, 10),
+            nn.ReLU(),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer_stack(x)
+
+
+class FashionMNISTModelV2(nn.Module):
+    def __init__(self, hidden_units: int = 10) -> None:
+        super().__init__()
+        self.block_1 = nn.Sequential(
+            nn.Conv2d(1, hidden_units, kernel_size=3, stride=1, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(hidden_units, hidden_units, kernel_size=3, stride=1, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(kernel_size=2, stride=2),
+        )
+        self.block_2 = nn.Sequential(
+            nn.Conv2d(hidden_units, hidden_units, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(hidden_units, hidden_units, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        )
+        self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(hidden_units * 7 * 7, 10))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.block_2(self.block_1(x)))
+
+
+MODELS = {
+    "baseline": FashionMNISTModelV0,
+    "nonlinear": FashionMNISTModelV1,
+    "cnn": FashionMNISTModelV2,
+}
+
+
+@dataclass
+class LabResult:
+    model: nn.Module
+    batch_mean_accuracy: float
+
+
+def run_lab(name: str, dataset: FashionMNIST, epochs: int, seed: int = 42) -> LabResult:
+    train_dataloader = DataLoader(LabDataset(dataset.train), batch_size=32, shuffle=True)
+    test_dataloader = DataLoader(LabDataset(dataset.test), batch_size=32, shuffle=False)
+    torch.manual_seed(seed)
+    model = MODELS[name]()
+    loss_fn = nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    torch.manual_seed(seed)
+    accuracy = 0.0
+    for _ in range(epochs):
+        model.train()
+        train_loss = 0.0
+        for images, labels in train_dataloader:
+            loss = loss_fn(model(images), labels)
+            train_loss += loss.item()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        model.eval()
+        accuracy = 0.0
+        with torch.inference_mode():
+            for images, labels in test_dataloader:
+                accuracy += (model(images).argmax(dim=1) == labels).float().mean().item()
+        accuracy /= len(test_dataloader)
+    return LabResult(model, accuracy)

@@ -1,0 +1,152 @@
+"""The commands refuse bad input in one line, before any run is created."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import pytest
+from click.testing import CliRunner, Result
+
+from entrypoints.main import main
+from entrypoints.train import train
+from fashion import data
+from fashion.data import FashionMNIST
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def invoke(
+    store: Path, small: FashionMNIST, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Result]:
+    """Return a function that runs a command in this process, on the small dataset."""
+    monkeypatch.setattr(data, "load", lambda _: small)
+    return CliRunner().invoke
+
+
+def runs() -> list[mlflow.entities.Run]:
+    return mlflow.search_runs(search_all_experiments=True, output_format="list")
+
+
+@pytest.mark.parametrize("command", [train, main])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--epochs", "0"),
+        ("--epochs", "three"),
+        ("--epochs", "1.5"),
+        ("--batch-size", "0"),
+        ("--lr", "-0.1"),
+        ("--lr", "0"),
+        ("--lr", "nan"),
+        ("--lr", "inf"),
+        ("--hidden-units", "0"),
+        ("--seed", "-1"),
+        ("--seed", "99999999999999999999"),
+        ("--val-size", "60000"),
+        ("--val-size", "5"),
+        ("--val-size", "-1"),
+        ("--device", "tpu"),
+        ("--system-metrics", "perhaps"),
+        ("--nonsense", "1"),
+    ],
+)
+def test_a_bad_option_is_a_usage_error_that_names_it(invoke, command, option, value) -> None:
+    result = invoke(command, [option, value])
+    assert result.exit_code == 2
+    assert option in result.stderr
+    assert len(result.stderr.splitlines()[-1]) < 200
+    assert "Traceback" not in result.output
+    assert runs() == []
+
+
+def test_an_unknown_model_is_a_usage_error_that_lists_the_known(invoke) -> None:
+    result = invoke(train, ["--model", "resnet9000"])
+    assert result.exit_code == 2
+    assert "baseline, nonlinear, cnn" in result.stderr
+    assert runs() == []
+
+
+def test_an_unwritable_data_directory_is_one_line(
+    store: Path, dataset: FashionMNIST, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "DEBIAN_DIR", dataset.directory)
+    result = CliRunner().invoke(train, ["--data-dir", "/proc/nowhere"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: cannot")
+    assert "/proc/nowhere" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert runs() == []
+
+
+def test_an_unreachable_server_is_one_line(invoke) -> None:
+    mlflow.set_tracking_uri("http://127.0.0.1:9")
+    result = invoke(train, ["--model", "baseline", "--epochs", "1"])
+    assert result.exit_code == 1
+    assert "Error: the tracking store http://127.0.0.1:9 cannot be used" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_train_reports_its_epochs_and_its_run(invoke) -> None:
+    result = invoke(train, ["--model", "baseline", "--epochs", "2", "--val-size", "200"])
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("epoch 1/2: train loss ")
+    assert lines[1].startswith("epoch 2/2: train loss ")
+    assert max(map(len, lines)) <= 88
+    (run,) = runs()
+    assert run.info.run_id in lines[-1]
+
+
+def test_main_trains_compares_and_registers(invoke) -> None:
+    result = invoke(main, ["--epochs", "1", "--val-size", "200"])
+    assert result.exit_code == 0, result.output
+    parents = [run for run in runs() if "model" not in run.data.tags]
+    children = [run for run in runs() if "model" in run.data.tags]
+    (parent,) = parents
+    assert {run.data.tags["model"] for run in children} == {"baseline", "nonlinear", "cnn"}
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    assert {run.info.status for run in runs()} == {"FINISHED"}
+    names = {file.path for file in mlflow.artifacts.list_artifacts(run_id=parent.info.run_id)}
+    assert names >= {"comparison.json", "comparison.png"}
+    (cnn,) = (run.info.run_id for run in children if run.data.tags["model"] == "cnn")
+    assert f"fashion-mnist-cnn version 1 registered, from run {cnn}" in result.stdout
+    champion = mlflow.MlflowClient().get_model_version_by_alias("fashion-mnist-cnn", "champion")
+    assert champion.tags["run_id"] == cnn
+
+    again = invoke(main, ["--epochs", "1", "--val-size", "200"])
+    assert again.exit_code == 0, again.output
+    assert "version 1 already registered" in again.stdout
+
+
+def test_main_registers_nothing_that_was_not_validated(invoke) -> None:
+    result = invoke(main, ["--epochs", "1", "--val-size", "0"])
+    assert result.exit_code == 0, result.output
+    assert "Nothing registered" in result.stdout
+    assert mlflow.MlflowClient().search_registered_models() == []
+
+
+@pytest.mark.parametrize("module", ["main", "train", "compare", "register"])
+def test_help_loads_neither_torch_nor_mlflow(module: str) -> None:
+    code = (
+        f"import sys; from entrypoints.{module} import {module} as command\n"
+        "try: command(['--help'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "print(sorted({'torch', 'mlflow', 'torchvision', 'pandas'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Usage:" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_command_by_itself_logs_its_commit_and_keeps_progress_bars_out_of_files(
+    command: Callable,
+) -> None:
+    done = command("train", "--model", "baseline", "--epochs", "1")
+    assert done.returncode == 0, done.stderr
+    assert "it/s" not in done.stderr
+    assert "epoch 1/1" in done.stdout
+    (run,) = runs()
+    assert len(run.data.tags["mlflow.source.git.commit"]) == 40

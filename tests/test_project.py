@@ -1,0 +1,167 @@
+"""MLproject, conda.yaml, uv.lock and the commands agree, and `mlflow run` works as documented."""
+
+import importlib
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import click
+import mlflow
+import pytest
+import yaml
+from packaging.markers import Marker
+
+from fashion.data import FashionMNIST
+from tests.conftest import ROOT
+
+PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
+CONDA = yaml.safe_load((ROOT / "conda.yaml").read_text())
+
+
+def command_of(entry_point: str) -> click.Command:
+    return getattr(importlib.import_module(f"entrypoints.{entry_point}"), entry_point)
+
+
+def test_every_command_is_an_entry_point() -> None:
+    modules = {path.stem for path in (ROOT / "entrypoints").glob("*.py")}
+    assert set(PROJECT["entry_points"]) == modules - {"__init__", "options"}
+
+
+@pytest.mark.parametrize("entry_point", PROJECT["entry_points"])
+def test_parameters_are_the_options_of_the_command(entry_point: str) -> None:
+    declared = {
+        name: str(parameter["default"])
+        for name, parameter in PROJECT["entry_points"][entry_point]["parameters"].items()
+    }
+    options = {}
+    for option in command_of(entry_point).params:
+        default = option.default[0] if option.multiple else option.default
+        name = option.opts[0].removeprefix("--").replace("-", "_")
+        options[name] = str(default).lower() if isinstance(default, bool) else str(default)
+    assert declared == options
+
+
+@pytest.mark.parametrize("entry_point", PROJECT["entry_points"])
+def test_every_parameter_is_passed_on(entry_point: str) -> None:
+    words = PROJECT["entry_points"][entry_point]["command"].split()
+    assert words[:3] == ["python", "-m", f"entrypoints.{entry_point}"]
+    expected = []
+    for name in PROJECT["entry_points"][entry_point]["parameters"]:
+        expected += [f"--{name.replace('_', '-')}", f"{{{name}}}"]
+    assert words[3:] == expected
+
+
+def locked_versions() -> dict[str, str]:
+    """Return the version of each locked package for the Python that conda.yaml asks for."""
+    (python,) = (d for d in CONDA["dependencies"] if str(d).startswith("python="))
+    environment = {
+        "python_version": python.removeprefix("python="),
+        "python_full_version": f"{python.removeprefix('python=')}.0",
+        "sys_platform": "linux",
+    }
+    return {
+        package["name"]: package["version"]
+        for package in tomllib.loads((ROOT / "uv.lock").read_text())["package"]
+        if "version" in package
+        and any(
+            Marker(marker).evaluate(environment)
+            for marker in package.get("resolution-markers", ["python_version > '3'"])
+        )
+    }
+
+
+def test_conda_pins_are_those_of_the_lock() -> None:
+    locked = locked_versions()
+    (pip,) = (d["pip"] for d in CONDA["dependencies"] if isinstance(d, dict))
+    pins = dict(requirement.split("==") for requirement in pip)
+    assert pins == {name: locked[name] for name in pins}
+    assert f"pip={locked['pip']}" in CONDA["dependencies"]
+
+
+def test_conda_installs_what_the_project_depends_on() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = {requirement.split(">=")[0] for requirement in project["dependencies"]}
+    (pip,) = (d["pip"] for d in CONDA["dependencies"] if isinstance(d, dict))
+    assert {requirement.split("==")[0] for requirement in pip} | {"pip"} == needed
+
+
+def test_conda_uses_conda_forge_alone() -> None:
+    assert CONDA["channels"] == ["conda-forge", "nodefaults"]
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    commands = [line for line in (ROOT / "README.md").read_text().splitlines() if ".uv/bin" in line]
+    assert ["mlflow run ." in command for command in commands] == [True, False]
+    assert "uv run pytest" in commands[1]
+    assert "uv run pytest" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_lock_is_up_to_date() -> None:
+    done = subprocess.run(["uv", "lock", "--check"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def mlflow_run(
+    store: Path, dataset: FashionMNIST, *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mlflow", "run", str(ROOT), *arguments],
+        env={
+            **os.environ,
+            "FASHION_DATA_DIR": str(dataset.directory),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        },
+        cwd=store,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.mark.parametrize(
+    "env_manager", ["local", pytest.param("uv", marks=pytest.mark.environment)]
+)
+def test_mlflow_run_trains(store: Path, dataset: FashionMNIST, env_manager: str) -> None:
+    done = mlflow_run(
+        store, dataset, "-e", "train", "--env-manager", env_manager, "--experiment-name", "test",
+        "-P", "model=baseline", "-P", "epochs=1", "-P", "lr=1e-1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    (run,) = mlflow.search_runs(experiment_names=["test"], output_format="list")
+    assert run.info.status == "FINISHED"
+    assert run.data.params["model"] == "baseline"
+    assert run.data.params["epochs"] == "1"
+    assert run.data.metrics["test_accuracy"] > 0.8
+    assert run.data.tags["mlflow.project.entryPoint"] == "train"
+    assert len(run.data.tags["mlflow.source.git.commit"]) == 40
+
+
+def test_mlflow_run_with_a_bad_parameter_fails_in_one_line(
+    store: Path, dataset: FashionMNIST
+) -> None:
+    done = mlflow_run(
+        store, dataset, "-e", "train", "--env-manager", "local", "--experiment-name", "test",
+        "-P", "epochs=0",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Invalid value for '--epochs'" in done.stderr
+    assert "Traceback" not in done.stderr
+    (run,) = mlflow.search_runs(experiment_names=["test"], output_format="list")
+    assert run.info.status == "FAILED"
+
+
+def test_no_module_has_side_effects_on_import(tmp_path: Path) -> None:
+    modules = [f"fashion.{path.stem}" for path in (ROOT / "fashion").glob("[!_]*.py")]
+    code = f"import {', '.join(modules)}, mlflow; print(mlflow.active_run())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "None"
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,218 @@
+"""A training run leaves behind, in MLflow, everything needed to trust and repeat it."""
+
+import json
+import math
+from collections.abc import Callable
+from io import StringIO
+
+import mlflow
+import pandas as pd
+import pytest
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from PIL import Image
+
+from fashion import engine, models, tracking
+from fashion.data import CLASSES, FashionMNIST, to_float
+from fashion.engine import Recipe
+from fashion.errors import TrackingError
+
+
+@pytest.fixture
+def run(train_small: Callable[..., str]) -> Run:
+    return mlflow.get_run(train_small("baseline", epochs=2))
+
+
+def artifact(run: Run, name: str) -> str:
+    return mlflow.artifacts.load_text(f"{run.info.artifact_uri}/{name}")
+
+
+def test_parameters_say_what_ran(run: Run) -> None:
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {
+        "model": "baseline",
+        "hidden_units": "10",
+        "epochs": "2",
+        "batch_size": "32",
+        "lr": "0.1",
+        "seed": "42",
+        "optimizer": "SGD",
+        "val_size": "200",
+        "split_seed": "42",
+        "device": "cpu",
+        "device_name": "cpu",
+        "threads": str(torch.get_num_threads()),
+        "torch_version": torch.__version__,
+        "python_version": run.data.params["python_version"],
+        "num_parameters": "7960",
+    }
+    assert run.data.tags["model"] == "baseline"
+
+
+@pytest.mark.parametrize("metric", ["train_loss", "train_accuracy", "val_loss", "val_accuracy"])
+def test_each_epoch_has_its_metrics(run: Run, metric: str) -> None:
+    history = MlflowClient().get_metric_history(run.info.run_id, metric)
+    assert [point.step for point in history] == [1, 2]
+    assert all(math.isfinite(point.value) for point in history)
+
+
+def test_test_data_is_measured_once_and_correctly(run: Run, small: FashionMNIST) -> None:
+    for metric in ("test_loss", "test_accuracy"):
+        assert len(MlflowClient().get_metric_history(run.info.run_id, metric)) == 1
+    training, validation = small.split(200)
+    model = models.build("baseline", 10, seed=42)
+    list(engine.train(model, training, Recipe(epochs=2)))
+    test, val = engine.evaluate(model, small.test), engine.evaluate(model, validation)
+    assert run.data.metrics["test_accuracy"] == pytest.approx(test.accuracy)
+    assert run.data.metrics["test_loss"] == pytest.approx(test.loss)
+    assert run.data.metrics["val_accuracy"] == pytest.approx(val.accuracy)
+
+
+def test_speed_is_that_of_training(run: Run) -> None:
+    seconds = run.data.metrics["train_seconds"]
+    assert seconds > 0
+    assert run.data.metrics["images_per_second"] == pytest.approx(2 * 1_800 / seconds)
+
+
+def test_lineage_names_the_datasets_by_digest(run: Run, small: FashionMNIST) -> None:
+    training, validation = small.split(200)
+    expected = {"training": training, "validation": validation, "test": small.test}
+    logged = {entry.tags[0].value: entry for entry in run.inputs.dataset_inputs}
+    contexts = {
+        tag.value: entry
+        for entry in run.inputs.dataset_inputs
+        for tag in entry.tags
+        if tag.key == "mlflow.data.context"
+    }
+    assert logged
+    assert {context: entry.dataset.digest for context, entry in contexts.items()} == {
+        context: subset.digest for context, subset in expected.items()
+    }
+    assert "zalandoresearch" in contexts["training"].dataset.source
+
+
+def test_tables_agree_with_the_metrics(run: Run) -> None:
+    confusion = pd.read_csv(StringIO(artifact(run, "confusion_matrix.csv")), index_col="true")
+    assert list(confusion.index) == list(confusion.columns) == list(CLASSES)
+    counts = confusion.to_numpy()
+    assert counts.sum() == 500
+    assert counts.trace() / 500 == pytest.approx(run.data.metrics["test_accuracy"])
+
+    table = json.loads(artifact(run, "per_class.json"))
+    per_class = pd.DataFrame(table["data"], columns=table["columns"]).set_index("class")
+    recall = pd.Series(counts.diagonal() / counts.sum(axis=1), index=list(CLASSES))
+    assert per_class["recall"].to_dict() == pytest.approx(recall.to_dict())
+    assert per_class["images"].sum() == 500
+
+    off_diagonal = counts - pd.DataFrame(counts).to_numpy() * torch.eye(10).long().numpy()
+    first_line = artifact(run, "confused_pairs.txt").splitlines()[0]
+    assert first_line.endswith(f": {off_diagonal.max()} times")
+
+
+@pytest.mark.parametrize("name", ["confusion_matrix.png", "learning_curves.png", "predictions.png"])
+def test_figures_are_pictures(run: Run, name: str) -> None:
+    picture = mlflow.artifacts.load_image(f"{run.info.artifact_uri}/{name}")
+    assert isinstance(picture, Image.Image)
+    assert min(picture.size) > 300
+    assert len(picture.convert("RGB").getcolors(maxcolors=10**6)) > 10
+
+
+def test_the_note_sums_the_run_up(run: Run) -> None:
+    note = run.data.tags["mlflow.note.content"]
+    assert f"{run.data.metrics['test_accuracy']:.2%}" in note
+    assert f"{run.data.metrics['val_accuracy']:.2%}" in note
+    assert artifact(run, "confused_pairs.txt").splitlines()[0] in note
+
+
+def test_the_model_loads_back_without_pickle_and_gives_the_same_logits(
+    run: Run, small: FashionMNIST
+) -> None:
+    uri = f"models:/{run.outputs.model_outputs[0].model_id}"
+    info = mlflow.models.get_model_info(uri)
+    files = mlflow.artifacts.list_artifacts(f"{info.artifact_path}/data")
+    assert [file.path for file in files] == ["data/model.pt2"]
+    assert info.signature.inputs.inputs[0].shape == (-1, 1, 28, 28)
+    requirements = mlflow.artifacts.load_text(f"{info.artifact_path}/requirements.txt").split()
+    assert all("==" in requirement for requirement in requirements)
+
+    model = models.build("baseline", 10, seed=42)
+    list(engine.train(model, small.split(200)[0], Recipe(epochs=2)))
+    loaded = mlflow.pytorch.load_model(uri)
+    for size in (1, 7):  # the batch size is free
+        images = small.test.images[:size]
+        torch.testing.assert_close(
+            engine.predict(loaded, images), engine.predict(model, images), rtol=1e-5, atol=1e-5
+        )
+    by_pyfunc = mlflow.pyfunc.load_model(uri).predict(to_float(small.test.images[:3]).numpy())
+    assert by_pyfunc.shape == (3, 10)
+    logged = mlflow.get_logged_model(info.model_id)
+    assert {metric.key for metric in logged.metrics} >= {"test_loss", "test_accuracy"}
+
+
+def test_without_validation_nothing_is_selected_on(train_small: Callable[..., str]) -> None:
+    run = mlflow.get_run(train_small("nonlinear", val_size=0))
+    assert "val_accuracy" not in run.data.metrics
+    assert "train_accuracy" in run.data.metrics
+    assert len(run.inputs.dataset_inputs) == 2
+
+
+def test_children_belong_to_their_group(store: object, small: FashionMNIST) -> None:
+    experiment = tracking.Experiment("baseline", 10, 200, "cpu", Recipe(epochs=1))
+    with tracking.group("lab") as parent:
+        child = tracking.train(experiment, small, nested=True)
+    assert mlflow.get_run(child).data.tags["mlflow.parentRunId"] == parent
+    assert mlflow.get_run(parent).info.status == "FINISHED"
+
+
+def test_a_run_opened_by_mlflow_run_is_continued_whatever_the_spelling_of_its_parameters(
+    train_small: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = MlflowClient().create_run(mlflow.get_experiment_by_name("test").experiment_id)
+    MlflowClient().log_param(opened.info.run_id, "lr", "1e-1")
+    monkeypatch.setenv("MLFLOW_RUN_ID", opened.info.run_id)
+    assert train_small() == opened.info.run_id
+    run = mlflow.get_run(opened.info.run_id)
+    assert run.data.params["lr"] == "1e-1"
+    assert run.data.params["epochs"] == "1"
+
+
+def test_a_failure_leaves_the_run_failed(
+    store: object, small: FashionMNIST, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(hidden_units: int) -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, hidden_units))
+
+    monkeypatch.setitem(models.MODELS, "broken", broken)
+    experiment = tracking.Experiment("broken", 10, 200, "cpu", Recipe(epochs=1))
+    with pytest.raises(RuntimeError):
+        tracking.train(experiment, small)
+    (run,) = mlflow.search_runs(output_format="list")
+    assert run.info.status == "FAILED"
+
+
+def test_system_metrics_are_logged_when_asked(store: object, small: FashionMNIST) -> None:
+    mlflow.set_system_metrics_sampling_interval(0.2)
+    try:
+        experiment = tracking.Experiment("baseline", 10, 200, "cpu", Recipe(epochs=1))
+        run = mlflow.get_run(tracking.train(experiment, small, system_metrics=True))
+    finally:
+        mlflow.set_system_metrics_sampling_interval(None)
+    assert any(name.startswith("system/") for name in run.data.metrics)
+
+
+def test_an_unreachable_server_is_said_at_once_and_without_its_password(
+    store: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow.set_tracking_uri("http://alice:secret@127.0.0.1:9")
+    with pytest.raises(TrackingError, match=r"127\.0\.0\.1:9") as caught:
+        tracking.connect()
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_store_that_cannot_be_opened_is_said_in_one_line(store: object) -> None:
+    mlflow.set_tracking_uri("sqlite:////proc/nowhere/mlflow.db")
+    with pytest.raises(TrackingError, match="/proc/nowhere") as caught:
+        tracking.connect()
+    assert "\n" not in str(caught.value)
