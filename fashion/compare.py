@@ -258,7 +258,7 @@ def render(table: pd.DataFrame, output_format: str, metric: str = "val_accuracy"
         return table.to_csv(index=False)
     if output_format == "html":
         with pd.option_context("display.max_colwidth", None):
-            return table.to_html(index=False, border=0, na_rep="-") + "\n"
+            return table.map(_plain).to_html(index=False, border=0) + "\n"
     return table.to_json(orient="records", date_format="iso", double_precision=15, indent=2) + "\n"
 
 
@@ -275,8 +275,9 @@ def write(table: pd.DataFrame, output_format: str, path: Path, metric: str) -> N
 
 
 def _markdown(table: pd.DataFrame) -> str:
-    lines = [list(table), ["---"] * len(table.columns), *table.to_numpy(dtype=object).tolist()]
-    cells = ([_plain(value).replace("|", "\\|") for value in line] for line in lines)
+    rows = table.map(_plain).itertuples(index=False)
+    lines = [list(table.columns), ["---"] * len(table.columns), *map(list, rows)]
+    cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 
@@ -295,7 +296,7 @@ def _terminal(table: pd.DataFrame, metric: str) -> str:
     for name in EXPENDABLE:
         if name != metric and _width(columns) > TERMINAL_WIDTH:
             columns.pop(STYLES[name].header, None)
-    rich_table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    rich_table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for header in columns:
         # Only a model's name may take several lines, so that no number is cut.
         rich_table.add_column(

@@ -1,5 +1,6 @@
 """Register the best model and name its champion: the one module that knows MLflow's registry."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from torch import nn
 
 from fashion import engine, report
 from fashion.compare import Query, lower_is_better, runs
-from fashion.data import HOMEPAGE, FashionMNIST
+from fashion.data import HOMEPAGE, TRAIN_SIZE, FashionMNIST
 from fashion.engine import Evaluation
 from fashion.errors import FashionError
 
@@ -77,6 +78,7 @@ def register(name: str, query: Query, dataset: FashionMNIST, *, dry_run: bool = 
     Raises:
         RegistryError: there is no such run, or its stored model does not give what the run logged.
     """
+    _check_name(name)
     client = MlflowClient()
     run = best_run(query)
     uri = model_uri(run)
@@ -88,14 +90,20 @@ def register(name: str, query: Query, dataset: FashionMNIST, *, dry_run: bool = 
         if existing is None:
             candidates.append(_Candidate(None, tags))
         best, reason = _choose(candidates, _champion(client, name), query.metric)
-        version = existing.version if existing else None
-        return Outcome(name, run.info.run_id, version, existing is None, best.version, reason)
-    version = existing or mlflow.register_model(uri, name, tags=tags)
-    client.update_model_version(
-        name, version.version, description=_model_card(run, dataset, evaluation)
-    )
+        number = existing.version if existing else None
+        return Outcome(name, run.info.run_id, number, existing is None, best.version, reason)
+    created = None if existing else mlflow.register_model(uri, name, tags=tags)
+    # Another process may have registered the same run meanwhile: its first version stays.
+    version = _version_of(client, name, run)
+    assert version is not None
+    if created is not None and created.version != version.version:
+        client.delete_model_version(name, created.version)
+        created = None
+    if not version.description:
+        card = _model_card(run, dataset, evaluation, query.metric)
+        client.update_model_version(name, version.version, description=card)
     champion, reason = promote(client, name, query.metric)
-    return Outcome(name, run.info.run_id, version.version, existing is None, champion, reason)
+    return Outcome(name, run.info.run_id, version.version, created is not None, champion, reason)
 
 
 def best_run(query: Query) -> Run:
@@ -105,7 +113,8 @@ def best_run(query: Query) -> Run:
         RegistryError: no finished run has logged the metric.
     """
     table = runs(query)
-    if table.empty or table[query.metric].isna().iloc[0]:
+    table = table[(table["status"] == "FINISHED") & table[query.metric].notna()]
+    if table.empty:
         wanted = " or ".join(query.models)
         raise RegistryError(
             f"no finished {wanted} run has logged {query.metric}: train one first,"
@@ -190,9 +199,11 @@ def rollback(name: str) -> Outcome:
     Raises:
         RegistryError: there is no previous champion.
     """
+    _check_name(name)
     client = MlflowClient()
     champion, previous = _champion(client, name), _by_alias(client, name, PREVIOUS)
-    if champion is None or previous is None:
+    # They are one version where a registration or a rollback was cut off half way.
+    if champion is None or previous is None or champion.version == previous.version:
         raise RegistryError(f"{name} has no {PREVIOUS} to go back to")
     client.set_model_version_tag(name, champion.version, ROLLED_BACK, "true")
     client.set_registered_model_alias(name, CHAMPION, previous.version)
@@ -205,6 +216,12 @@ def rollback(name: str) -> Outcome:
         champion=previous.version,
         reason=f"version {champion.version} was rolled back and will not be chosen again",
     )
+
+
+def _check_name(name: str) -> None:
+    # Quotes would end the name in a search; MLflow itself refuses the other characters.
+    if not name.strip() or re.search(r"""['"/:]""", name):
+        raise RegistryError(f"{name!r} is no name for a registered model")
 
 
 def _version_of(client: MlflowClient, name: str, run: Run) -> ModelVersion | None:
@@ -268,24 +285,29 @@ def _version_tags(run: Run) -> dict[str, str]:
     tags = {"run_id": run.info.run_id}
     if MLFLOW_GIT_COMMIT in run.data.tags:
         tags["git_commit"] = run.data.tags[MLFLOW_GIT_COMMIT]
-    for dataset_input in run.inputs.dataset_inputs:
+    for dataset_input in run.inputs.dataset_inputs if run.inputs else []:
         for tag in dataset_input.tags:
             if tag.key == MLFLOW_DATASET_CONTEXT:
                 tags[f"{tag.value}_digest"] = dataset_input.dataset.digest
     return tags | {m: repr(run.data.metrics[m]) for m in METRICS if m in run.data.metrics}
 
 
-def _model_card(run: Run, dataset: FashionMNIST, evaluation: Evaluation) -> str:
+def _model_card(run: Run, dataset: FashionMNIST, evaluation: Evaluation, metric: str) -> str:
     """Describe a version in Markdown, after Mitchell et al., "Model Cards" (arXiv:1810.03993)."""
     params, metrics = run.data.params, run.data.metrics
     predicted = evaluation.logits.argmax(dim=1)
     pairs = report.confused_pairs(report.confusion_matrix(dataset.test.labels, predicted), top=5)
     confused = "\n".join(f"- {pair}" for pair in pairs)
     measured = "\n".join(f"| {m} | {metrics[m]:.4f} |" for m in METRICS if m in metrics)
+    selection = (
+        "**on the test set**, so that its test metrics are optimistic"
+        if metric.startswith("test_")
+        else "on validation data"
+    )
     return f"""\
 ### {params["model"]} for Fashion-MNIST
 
-**Data.** [Fashion-MNIST]({HOMEPAGE}), {60_000 - int(params["val_size"]):,} training images,
+**Data.** [Fashion-MNIST]({HOMEPAGE}), {TRAIN_SIZE - int(params["val_size"]):,} training images,
 {int(params["val_size"]):,} held out for validation (stratified, seed {params["split_seed"]}),
 {len(dataset.test):,} test images; all verified by SHA-256.
 
@@ -293,8 +315,8 @@ def _model_card(run: Run, dataset: FashionMNIST, evaluation: Evaluation) -> str:
 {params["batch_size"]}, seed {params["seed"]}, {params["hidden_units"]} hidden units,
 {int(params["num_parameters"]):,} parameters. Run `{run.info.run_id}`.
 
-**Metrics.** Selected on validation data; the test set was read once by the run and once more here,
-to check that the stored model gives what the run logged.
+**Metrics.** Selected by {metric}, {selection}. The test set was read once by the run and once more
+here, to check that the stored model gives what the run logged.
 
 | metric | value |
 | --- | --- |

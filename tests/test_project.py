@@ -106,10 +106,12 @@ def test_the_lock_is_up_to_date() -> None:
 def mlflow_run(
     store: Path, dataset: FashionMNIST, *arguments: str
 ) -> subprocess.CompletedProcess[str]:
+    # A user's shell names no experiment: --experiment-name does.
+    env = {name: value for name, value in os.environ.items() if "MLFLOW_EXPERIMENT" not in name}
     return subprocess.run(
         [sys.executable, "-m", "mlflow", "run", str(ROOT), *arguments],
         env={
-            **os.environ,
+            **env,
             "FASHION_DATA_DIR": str(dataset.directory),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         },
@@ -152,12 +154,20 @@ def test_mlflow_run_with_a_bad_parameter_fails_in_one_line(
     assert run.info.status == "FAILED"
 
 
-def test_no_module_has_side_effects_on_import(tmp_path: Path) -> None:
+def test_no_module_has_side_effects_on_import(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     modules = [f"fashion.{path.stem}" for path in (ROOT / "fashion").glob("[!_]*.py")]
     code = f"import {', '.join(modules)}, mlflow; print(mlflow.active_run())"
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "HOME": str(tmp_path),
+            # matplotlib caches the system's fonts where it is told to.
+            "MPLCONFIGDIR": str(tmp_path_factory.mktemp("matplotlib")),
+        },
         cwd=tmp_path,
         capture_output=True,
         text=True,
