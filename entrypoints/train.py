@@ -11,7 +11,7 @@ from entrypoints.options import Command, ModelName, training_options
     type=ModelName(),
     default="cnn",
     show_default=True,
-    help="A model of fashion/models.py: baseline, nonlinear, cnn.",
+    help="A model of fashion/models.py: baseline, nonlinear, nonlinear-fixed, cnn.",
 )
 @training_options
 def train(

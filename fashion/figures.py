@@ -68,11 +68,11 @@ def prediction_grid(
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(3 * columns, 3.1 * rows + 0.4), layout="constrained")
     figure.suptitle(title)
-    grid = figure.subplots(rows, columns, squeeze=False).flat
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.axis("off")
     for index, (axes, image) in enumerate(zip(grid, images, strict=False)):
-        axes.imshow(image.squeeze(0), cmap="gray")
+        axes.imshow(image.squeeze(0).numpy(), cmap="gray")
         if true is None:
             axes.set_title(predicted[index], fontsize=10)
         else:

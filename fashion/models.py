@@ -1,4 +1,4 @@
-"""The lab's three models.
+"""The lab's three models, and what its second one is without the handicap.
 
 To add a model of your own: write its constructor here and name it in `MODELS`.
 Every model maps float32 images of shape (N, 1, 28, 28) in [0, 1] to logits of shape (N, 10).
@@ -28,13 +28,21 @@ def nonlinear(hidden_units: int = 10) -> nn.Module:
     The last one clamps the logits at zero, and a class whose logit it clamps gets no gradient:
     the handicap is the lesson.
     """
-    return nn.Sequential(
+    return nn.Sequential(*_one_hidden_layer(hidden_units), nn.ReLU())
+
+
+def nonlinear_fixed(hidden_units: int = 10) -> nn.Module:
+    """V1 without its last ReLU: what the handicap costs."""
+    return nn.Sequential(*_one_hidden_layer(hidden_units))
+
+
+def _one_hidden_layer(hidden_units: int) -> list[nn.Module]:
+    return [
         nn.Flatten(),
         nn.Linear(math.prod(IMAGE_SHAPE), hidden_units),
         nn.ReLU(),
         nn.Linear(hidden_units, len(CLASSES)),
-        nn.ReLU(),
-    )
+    ]
 
 
 class TinyVGG(nn.Module):
@@ -68,6 +76,7 @@ class TinyVGG(nn.Module):
 MODELS: dict[str, Callable[[int], nn.Module]] = {
     "baseline": baseline,
     "nonlinear": nonlinear,
+    "nonlinear-fixed": nonlinear_fixed,
     "cnn": TinyVGG,
 }
 

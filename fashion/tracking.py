@@ -118,9 +118,10 @@ def train(
             "images_per_second": speed,
         }
         mlflow.log_metrics(final, model_id=logged.model_id)
-        best_pairs = _log_artifacts(experiment, history, dataset.test, test)
-        metrics = history.iloc[-1].to_dict() | final
-        mlflow.set_tag("mlflow.note.content", _note(experiment, model, metrics, best_pairs))
+        pairs = _log_artifacts(experiment, history, dataset.test, test)
+        metrics = {str(name): value for name, value in history.iloc[-1].items()} | final
+        note = _note(run.info.run_id, experiment, model, metrics, pairs)
+        mlflow.set_tag("mlflow.note.content", note)
     return run.info.run_id
 
 
@@ -266,6 +267,7 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def _note(
+    run_id: str,
     experiment: Experiment,
     model: nn.Module,
     metrics: Mapping[str, float],
@@ -274,26 +276,33 @@ def _note(
     """Sum the run up in Markdown."""
     recipe = experiment.recipe
     splits = [split for split in ("train", "val", "test") if f"{split}_loss" in metrics]
-    rows = "\n".join(
+    rows = [
         f"| {split} | {metrics[f'{split}_loss']:.4f} | {metrics[f'{split}_accuracy']:.2%} |"
         for split in splits
+    ]
+    # The UI breaks a line wherever the text does. It serves the run's artifacts under get-artifact.
+    picture = f"get-artifact?path=confusion_matrix.png&run_uuid={run_id}"
+    return "\n".join(
+        [
+            f"### {experiment.model}: {metrics['test_accuracy']:.2%} test accuracy",
+            "",
+            f"{models.count_parameters(model):,} parameters, {recipe.epochs} epochs of SGD"
+            f" (lr {recipe.lr:g}, batch {recipe.batch_size}, seed {recipe.seed}):"
+            f" {metrics['train_seconds']:.1f} s of training,"
+            f" {metrics['images_per_second']:,.0f} images/s.",
+            "",
+            "| split | loss | accuracy |",
+            "| --- | --- | --- |",
+            *rows,
+            "",
+            "Most confused on the test set:",
+            "",
+            *(f"- {pair}" for pair in pairs[:5]),
+            "",
+            f"![Confusion matrix]({picture})",
+            "",
+        ]
     )
-    confused = "\n".join(f"- {pair}" for pair in pairs[:5])
-    return f"""\
-### {experiment.model} on Fashion-MNIST: {metrics["test_accuracy"]:.2%} test accuracy
-
-{models.count_parameters(model):,} parameters, {recipe.epochs} epochs of SGD (lr {recipe.lr:g},
-batch {recipe.batch_size}, seed {recipe.seed}): {metrics["train_seconds"]:.1f} s of training,
-{metrics["images_per_second"]:,.0f} images/s.
-
-| split | loss | accuracy |
-| --- | --- | --- |
-{rows}
-
-Most confused on the test set:
-
-{confused}
-"""
 
 
 def _without_credentials(text: str) -> str:

@@ -64,7 +64,7 @@ def test_a_bad_option_is_a_usage_error_that_names_it(invoke, command, option, va
 def test_an_unknown_model_is_a_usage_error_that_lists_the_known(invoke) -> None:
     result = invoke(train, ["--model", "resnet9000"])
     assert result.exit_code == 2
-    assert "baseline, nonlinear, cnn" in result.stderr
+    assert "baseline, nonlinear, nonlinear-fixed, cnn" in result.stderr
     assert runs() == []
 
 

@@ -44,6 +44,13 @@ def test_the_last_relu_of_nonlinear_clamps_the_logits() -> None:
     assert model(torch.rand(100, 1, 28, 28)).min() == 0
 
 
+def test_without_its_last_relu_the_same_weights_give_unclamped_logits() -> None:
+    clamped, free = (models.build(name, 10, seed=42) for name in ("nonlinear", "nonlinear-fixed"))
+    images = torch.rand(100, 1, 28, 28)
+    assert free(images).min() < 0
+    assert torch.equal(free(images).relu(), clamped(images))
+
+
 def test_baseline_is_linear() -> None:
     model = models.build("baseline", hidden_units=10, seed=42)
     a, b = torch.rand(2, 5, 1, 28, 28)
