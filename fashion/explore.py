@@ -23,6 +23,7 @@ from torchvision.utils import make_grid
 
 from fashion.data import CLASSES, IMAGE_SHAPE
 from fashion.errors import FashionError
+from fashion.models import count_parameters
 
 IMAGE_SIZE = IMAGE_SHAPE[1:]
 # Layers that slide a window over the image.
@@ -31,8 +32,11 @@ WINDOWED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 SIGNED = matplotlib.colormaps["RdBu_r"].with_extremes(bad="0.6")
 
 DPI = 120
-# Of more filters each would be too small to see.
-MOST_FILTERS = 64
+# Of more filters, or channels of a filter, each would be too small to see.
+MOST_FILTERS = 32
+LEGEND = """
+Shapes are those of one image, channels first.
+sees: the receptive field, the pixels that one output value depends on."""
 
 
 class ExploreError(FashionError):
@@ -86,7 +90,7 @@ def explore(model: nn.Module, image: Tensor, name: str, caption: str) -> Explora
         ExploreError: no layer of the model has filters.
     """
     return Exploration(
-        table=render(layers(model), name),
+        table=render(layers(model), f"{name}: {count_parameters(model):,} parameters\n"),
         figures={
             "feature_maps.png": draw_feature_maps(model, image, name, caption),
             "filters.png": draw_filters(model, name),
@@ -143,7 +147,7 @@ def receptive_fields(chain: Iterable[nn.Module]) -> list[tuple[int, int]]:
     layer is taken to look at each value by itself.
 
     Source: Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional Neural Networks"
-    (Distill 2019, doi:10.23915/distill.00021), equation 2, and its section on dilation.
+    (Distill 2019, doi:10.23915/distill.00021), equation 2 for networks with a single path.
     """
     field, step = np.ones(2, int), np.ones(2, int)
     fields = []
@@ -160,16 +164,14 @@ def receptive_fields(chain: Iterable[nn.Module]) -> list[tuple[int, int]]:
     return fields
 
 
-def render(table: Iterable[Layer], name: str) -> str:
+def render(table: Iterable[Layer], title: str) -> str:
     """Return `layers` as text for a terminal of 80 columns."""
     rich_table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for heading in ("layer", "kind"):
         rich_table.add_column(heading)
     for heading in ("input", "output", "parameters", "sees"):
         rich_table.add_column(heading, justify="right")
-    total = 0
     for layer in table:
-        total += layer.parameters
         rich_table.add_row(
             layer.name,
             layer.kind,
@@ -178,13 +180,10 @@ def render(table: Iterable[Layer], name: str) -> str:
             f"{layer.parameters:,}" if layer.parameters else "-",
             _times(layer.receptive_field),
         )
-    console = Console(width=80, file=io.StringIO(), color_system=None)
-    console.print(f"{name}: {total:,} parameters\n", markup=False, highlight=False)
-    console.print(rich_table)
-    console.print(
-        "\nShapes are those of one image, channels first."
-        "\nsees: the receptive field, the pixels that one output value depends on."
+    console = Console(
+        width=80, file=io.StringIO(), color_system=None, markup=False, emoji=False, highlight=False
     )
+    console.print(title, rich_table, LEGEND, sep="\n")
     file = console.file
     assert isinstance(file, io.StringIO)
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
@@ -260,7 +259,7 @@ def draw_feature_maps(model: nn.Module, image: Tensor, name: str, caption: str) 
         1 + len(maps), 2, width_ratios=[1, 2.5], height_ratios=[2, *[1.2] * len(maps)]
     )
     original = figure.add_subplot(grid[0, 0])
-    original.imshow(image[0], cmap="gray", vmin=0, vmax=1)
+    original.imshow(image[0].numpy(), cmap="gray", vmin=0, vmax=1)
     original.set_title(f"{caption}\n{_times(image.shape)}", fontsize=10)
     original.axis("off")
     _draw_logits(figure.add_subplot(grid[0, 1]), logits)
@@ -293,20 +292,23 @@ def draw_filters(model: nn.Module, name: str) -> Figure:
     )
     figure.suptitle(f"{name}: filters")
     for place, (layer_name, weight) in enumerate(weights.items(), start=1):
-        outputs, inputs, *size = weight.shape
+        count, channels, *_ = weight.shape
+        title = f"layer {layer_name}: filters {_times(weight.shape)}"
+        if channels > 1:
+            title += "\ncolumn: output channel, row: input channel"
+        if max(count, channels) > MOST_FILTERS:
+            title += f"\nthe first {MOST_FILTERS} of each"
         drawn = weight[:MOST_FILTERS, :MOST_FILTERS]
-        title = f"layer {layer_name}: {_first(outputs)} filters of {_times(size)}"
-        if inputs > 1:
-            title += f", {_first(inputs)} channels\ncolumn: output channel, row: input channel"
-        axes = figure.add_subplot(rows, columns, place, title=title)
-        across = len(drawn) if inputs > 1 else _columns(len(drawn), aspect=2.5)
+        across = len(drawn) if channels > 1 else _columns(len(drawn), aspect=2.5)
+        axes = figure.add_subplot(rows, columns, place)
         _draw_tiles(axes, drawn.transpose(0, 1).flatten(0, 1), across)
+        axes.set_title(title, loc="left", fontsize=10)
     return figure
 
 
 def _draw_logits(axes: Axes, logits: Tensor) -> None:
     answer = int(logits.argmax())
-    bars = axes.barh(CLASSES, logits, color="0.7")
+    bars = axes.barh(CLASSES, logits.numpy(), color="0.7")
     bars[answer].set_color("tab:orange")
     axes.axvline(0, color="black", linewidth=0.8)
     axes.invert_yaxis()
@@ -316,12 +318,13 @@ def _draw_logits(axes: Axes, logits: Tensor) -> None:
 
 def _draw_tiles(axes: Axes, tiles: Tensor, columns: int) -> None:
     """Draw images of shape (N, height, width) as one, in rows of `columns`, with a colour bar."""
-    # A layer that is zero everywhere still needs a scale with zero in its middle.
-    limit = float(tiles.abs().max()) or 1.0
+    limit = float(tiles.abs().max())
     # Small tiles are enlarged, so that the lines between them are thin beside any tile.
     enlarged = F.interpolate(tiles[:, None], scale_factor=max(1, IMAGE_SIZE[1] // tiles.shape[-1]))
     mosaic = make_grid(enlarged, nrow=columns, padding=1, pad_value=math.nan)[0]
-    drawn = axes.imshow(mosaic, cmap=SIGNED, vmin=-limit, vmax=limit, interpolation="nearest")
+    drawn = axes.imshow(
+        mosaic.numpy(), cmap=SIGNED, vmin=-limit, vmax=limit, interpolation="nearest"
+    )
     axes.set_anchor("NW")
     axes.axis("off")
     # Not colorbar(ax=axes): that bar is as high as the room for the tiles, not as the tiles.
@@ -336,9 +339,5 @@ def _columns(tiles: int, aspect: float) -> int:
     return min(tiles, math.ceil(math.sqrt(aspect * tiles)))
 
 
-def _first(count: int) -> str:
-    return str(count) if count <= MOST_FILTERS else f"first {MOST_FILTERS} of {count}"
-
-
 def _times(shape: Iterable[int]) -> str:
-    return "×".join(map(str, shape))
+    return "×".join(map(str, shape))  # noqa: RUF001

@@ -1,10 +1,13 @@
 """Register the best model and name its champion: the one module that knows MLflow's registry."""
 
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import mlflow
+import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
@@ -12,9 +15,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_GIT_COMMIT
 from torch import nn
 
-from fashion import engine, report
+from fashion import engine, models, report
 from fashion.compare import Query, lower_is_better, runs
-from fashion.data import HOMEPAGE, TRAIN_SIZE, FashionMNIST
+from fashion.data import HOMEPAGE, IMAGE_SHAPE, TRAIN_SIZE, FashionMNIST
 from fashion.engine import Evaluation
 from fashion.errors import FashionError
 
@@ -23,8 +26,8 @@ CHAMPION = "champion"
 PREVIOUS = "previous-champion"
 ROLLED_BACK = "rolled_back"
 METRICS = ("val_accuracy", "val_loss", "test_accuracy", "test_loss")
-# How far a loaded model's loss and accuracy may lie from those of its run. Other thread counts
-# and processors sum in another order; a wrong or damaged model is off by far more.
+# How far a loaded model's loss and accuracy may lie from those of its run. Another processor sums
+# in another order; a wrong or damaged model is off by far more.
 TOLERANCE = 1e-4
 
 
@@ -62,11 +65,12 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class _Candidate:
-    """A version, or in a dry run the version to be, with the tags that the choice reads."""
+class _Version:
+    """A version of the registered model; in a dry run also the one to be, whose number is empty."""
 
-    version: str | None
+    number: str
     tags: Mapping[str, str]
+    description: str = ""
 
 
 def register(name: str, query: Query, dataset: FashionMNIST, *, dry_run: bool = False) -> Outcome:
@@ -88,22 +92,22 @@ def register(name: str, query: Query, dataset: FashionMNIST, *, dry_run: bool = 
     if dry_run:
         candidates = _candidates(client, name)
         if existing is None:
-            candidates.append(_Candidate(None, tags))
-        best, reason = _choose(candidates, _champion(client, name), query.metric)
-        number = existing.version if existing else None
-        return Outcome(name, run.info.run_id, number, existing is None, best.version, reason)
-    created = None if existing else mlflow.register_model(uri, name, tags=tags)
+            candidates.append(_Version("", tags))
+        best, reason = _choose(candidates, _by_alias(client, name, CHAMPION), query.metric)
+        number = existing.number if existing else None
+        return Outcome(name, run.info.run_id, number, existing is None, best.number or None, reason)
+    created = None if existing else _from_mlflow(mlflow.register_model(uri, name, tags=tags))
     # Another process may have registered the same run meanwhile: its first version stays.
     version = _version_of(client, name, run)
     assert version is not None
-    if created is not None and created.version != version.version:
-        client.delete_model_version(name, created.version)
+    if created is not None and created.number != version.number:
+        client.delete_model_version(name, created.number)
         created = None
     if not version.description:
         card = _model_card(run, dataset, evaluation, query.metric)
-        client.update_model_version(name, version.version, description=card)
+        client.update_model_version(name, version.number, description=card)
     champion, reason = promote(client, name, query.metric)
-    return Outcome(name, run.info.run_id, version.version, created is not None, champion, reason)
+    return Outcome(name, run.info.run_id, version.number, created is not None, champion, reason)
 
 
 def best_run(query: Query) -> Run:
@@ -129,10 +133,10 @@ def model_uri(run: Run) -> str:
     Raises:
         RegistryError: it logged none.
     """
-    models = run.outputs.model_outputs if run.outputs else []
-    if not models:
+    outputs = run.outputs.model_outputs if run.outputs else []
+    if not outputs:
         raise RegistryError(f"run {run.info.run_id} has logged no model")
-    return f"models:/{models[-1].model_id}"
+    return f"models:/{outputs[-1].model_id}"
 
 
 def load(uri: str) -> nn.Module:
@@ -145,10 +149,45 @@ def load(uri: str) -> nn.Module:
         RegistryError: there is no such model, or its files are missing or damaged.
     """
     try:
-        return mlflow.pytorch.load_model(uri)
-    except (MlflowException, OSError, RuntimeError, ValueError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise RegistryError(f"{uri} cannot be loaded: {reason}") from error
+        with _quiet(logging.getLogger("torch.export")):
+            return mlflow.pytorch.load_model(uri)
+    except Exception as error:  # what a damaged file raises depends on the byte
+        raise RegistryError(f"{uri} cannot be loaded: {_first_line(error)}") from error
+
+
+def rebuild(uri: str) -> nn.Module:
+    """Build a logged model anew in `fashion.models`, with the weights stored at `uri`.
+
+    What `load` returns is one traced graph, without the layers that it was made of.
+
+    Returns:
+        The model in evaluation mode, on the CPU; it gives the logits of the stored one.
+
+    Raises:
+        RegistryError: there is no such model, no training run of this project logged it, or
+            `fashion.models` has changed since.
+    """
+    stored = load(uri)
+    try:
+        run_id = mlflow.models.get_model_info(uri).run_id
+        params = mlflow.get_run(run_id).data.params if run_id else {}
+        model = models.build(params["model"], int(params["hidden_units"]), seed=0).eval()
+    except (MlflowException, KeyError, ValueError) as error:
+        raise RegistryError(
+            f"{uri} was logged by no training run of a model in fashion/models.py"
+        ) from error
+    changed = f"{params['model']} in fashion/models.py has changed since {uri} was logged"
+    try:
+        model.load_state_dict(stored.state_dict())
+    except RuntimeError as error:
+        raise RegistryError(f"{changed}: its weights do not fit") from error
+    images = torch.rand(2, *IMAGE_SHAPE, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        rebuilt, expected = model(images), stored(images)
+    # A model whose training diverged answers NaN, and can be looked into all the same.
+    if not torch.allclose(rebuilt, expected, rtol=1e-4, atol=1e-4, equal_nan=True):
+        raise RegistryError(f"{changed}: it gives other logits")
+    return model
 
 
 def verify(run: Run, model: nn.Module, dataset: FashionMNIST) -> Evaluation:
@@ -157,7 +196,13 @@ def verify(run: Run, model: nn.Module, dataset: FashionMNIST) -> Evaluation:
     Raises:
         RegistryError: loss or accuracy differ from what the run logged by more than `TOLERANCE`.
     """
-    evaluation = engine.evaluate(model, dataset.test)
+    try:
+        evaluation = engine.evaluate(model, dataset.test)
+    except Exception as error:  # whatever a model raises that was made for other images
+        raise RegistryError(
+            f"the stored model of run {run.info.run_id} fails on the test set"
+            f" ({_first_line(error)}): not registered"
+        ) from error
     measured = {"test_loss": evaluation.loss, "test_accuracy": evaluation.accuracy}
     for metric, value in measured.items():
         logged = run.data.metrics.get(metric)
@@ -182,14 +227,13 @@ def promote(client: MlflowClient, name: str, metric: str) -> tuple[str, str]:
     """
     moved_because = None
     while True:
-        champion = _champion(client, name)
+        champion = _by_alias(client, name, CHAMPION)
         best, reason = _choose(_candidates(client, name), champion, metric)
-        assert best.version is not None
-        if champion is not None and best.version == champion.version:
-            return best.version, moved_because or reason
+        if champion is not None and best.number == champion.number:
+            return best.number, moved_because or reason
         if champion is not None:
-            client.set_registered_model_alias(name, PREVIOUS, champion.version)
-        client.set_registered_model_alias(name, CHAMPION, best.version)
+            _set_alias(client, name, PREVIOUS, champion.number)
+        _set_alias(client, name, CHAMPION, best.number)
         moved_because = reason
 
 
@@ -201,21 +245,36 @@ def rollback(name: str) -> Outcome:
     """
     _check_name(name)
     client = MlflowClient()
-    champion, previous = _champion(client, name), _by_alias(client, name, PREVIOUS)
+    champion, previous = (_by_alias(client, name, alias) for alias in (CHAMPION, PREVIOUS))
     # They are one version where a registration or a rollback was cut off half way.
-    if champion is None or previous is None or champion.version == previous.version:
+    if champion is None or previous is None or champion.number == previous.number:
         raise RegistryError(f"{name} has no {PREVIOUS} to go back to")
-    client.set_model_version_tag(name, champion.version, ROLLED_BACK, "true")
-    client.set_registered_model_alias(name, CHAMPION, previous.version)
+    client.set_model_version_tag(name, champion.number, ROLLED_BACK, "true")
+    _set_alias(client, name, CHAMPION, previous.number)
     client.delete_registered_model_alias(name, PREVIOUS)
     return Outcome(
         name=name,
         run_id=previous.tags.get("run_id", ""),
-        version=previous.version,
+        version=previous.number,
         created=False,
-        champion=previous.version,
-        reason=f"version {champion.version} was rolled back and will not be chosen again",
+        champion=previous.number,
+        reason=f"version {champion.number} was rolled back and will not be chosen again",
     )
+
+
+@contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    """Let nothing through: torch logs a traceback of an error before it raises it."""
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _check_name(name: str) -> None:
@@ -224,43 +283,54 @@ def _check_name(name: str) -> None:
         raise RegistryError(f"{name!r} is no name for a registered model")
 
 
-def _version_of(client: MlflowClient, name: str, run: Run) -> ModelVersion | None:
-    found = client.search_model_versions(f"name = '{name}' and tags.run_id = '{run.info.run_id}'")
-    return min(found, key=lambda version: int(version.version), default=None)
+def _from_mlflow(version: ModelVersion) -> _Version:
+    # A number is an int where MLflow reads a database, and a str where it asks a server.
+    return _Version(str(version.version), version.tags, version.description or "")
 
 
-def _by_alias(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
+def _search(client: MlflowClient, condition: str) -> list[_Version]:
+    """Return the versions that fulfil `condition`, oldest first."""
+    found = client.search_model_versions(condition)
+    return [_from_mlflow(v) for v in sorted(found, key=lambda version: int(version.version))]
+
+
+def _version_of(client: MlflowClient, name: str, run: Run) -> _Version | None:
+    found = _search(client, f"name = '{name}' and tags.run_id = '{run.info.run_id}'")
+    return next(iter(found), None)
+
+
+def _by_alias(client: MlflowClient, name: str, alias: str) -> _Version | None:
     try:
-        return client.get_model_version_by_alias(name, alias)
+        return _from_mlflow(client.get_model_version_by_alias(name, alias))
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
         raise
 
 
-def _champion(client: MlflowClient, name: str) -> ModelVersion | None:
-    return _by_alias(client, name, CHAMPION)
+def _set_alias(client: MlflowClient, name: str, alias: str, number: str) -> None:
+    try:
+        client.set_registered_model_alias(name, alias, number)
+    except MlflowException:
+        # MLflow looks whether the alias exists before it adds it; when another process adds it in
+        # between, the database refuses ours. By now it exists and can be moved.
+        client.set_registered_model_alias(name, alias, number)
 
 
-def _candidates(client: MlflowClient, name: str) -> list[_Candidate]:
+def _candidates(client: MlflowClient, name: str) -> list[_Version]:
     """Return the versions that may become champion, oldest first."""
-    versions = client.search_model_versions(f"name = '{name}'")
-    return [
-        _Candidate(version.version, version.tags)
-        for version in sorted(versions, key=lambda version: int(version.version))
-        if ROLLED_BACK not in version.tags
-    ]
+    return [v for v in _search(client, f"name = '{name}'") if ROLLED_BACK not in v.tags]
 
 
 def _choose(
-    candidates: Sequence[_Candidate], champion: ModelVersion | None, metric: str
-) -> tuple[_Candidate, str]:
-    """Return the candidate that deserves the alias, and why. Ties go to the older one."""
+    candidates: Sequence[_Version], champion: _Version | None, metric: str
+) -> tuple[_Version, str]:
+    """Return the version that deserves the alias, and why. Ties go to the older one."""
     images = "test_digest" if metric.startswith("test_") else "validation_digest"
     measured = [c for c in candidates if metric in c.tags and images in c.tags]
 
-    def merit(candidate: _Candidate | ModelVersion) -> float:
-        value = float(candidate.tags[metric])
+    def merit(version: _Version) -> float:
+        value = float(version.tags[metric])
         return -value if lower_is_better(metric) else value
 
     if champion is None:
@@ -268,15 +338,16 @@ def _choose(
             raise RegistryError(f"no version has a {metric} to choose a {CHAMPION} by")
         peers = [c for c in measured if c.tags[images] == measured[-1].tags[images]]
         return max(peers, key=merit), f"first {CHAMPION}"
-    stays = _Candidate(champion.version, champion.tags)
     peers = [c for c in measured if c.tags[images] == champion.tags.get(images)]
     if metric not in champion.tags or not peers:
-        return stays, f"it cannot be compared: nothing else was measured by {metric} on its images"
+        return champion, (
+            f"it cannot be compared: nothing else was measured by {metric} on its images"
+        )
     best = max(peers, key=merit)
     if merit(best) <= merit(champion):
-        return stays, f"nothing beats its {metric} of {float(champion.tags[metric]):.4f}"
+        return champion, f"nothing beats its {metric} of {float(champion.tags[metric]):.4f}"
     return best, (
-        f"its {metric} of {float(best.tags[metric]):.4f} beats version {champion.version}'s"
+        f"its {metric} of {float(best.tags[metric]):.4f} beats version {champion.number}'s"
         f" {float(champion.tags[metric]):.4f}"
     )
 
@@ -304,33 +375,24 @@ def _model_card(run: Run, dataset: FashionMNIST, evaluation: Evaluation, metric:
         if metric.startswith("test_")
         else "on validation data"
     )
-    return f"""\
-### {params["model"]} for Fashion-MNIST
-
-**Data.** [Fashion-MNIST]({HOMEPAGE}), {TRAIN_SIZE - int(params["val_size"]):,} training images,
-{int(params["val_size"]):,} held out for validation (stratified, seed {params["split_seed"]}),
-{len(dataset.test):,} test images; all verified by SHA-256.
-
-**Recipe.** {params["epochs"]} epochs of {params["optimizer"]}, lr {params["lr"]}, batch
-{params["batch_size"]}, seed {params["seed"]}, {params["hidden_units"]} hidden units,
-{int(params["num_parameters"]):,} parameters. Run `{run.info.run_id}`.
-
-**Metrics.** Selected by {metric}, {selection}. The test set was read once by the run and once more
-here, to check that the stored model gives what the run logged.
-
-| metric | value |
-| --- | --- |
-{measured}
-
-**Most confused on the test set.**
-
-{confused}
-
-**Input and output.** float32 images of shape (N, 1, 28, 28) in [0, 1], light on black; logits of
-shape (N, 10).
-
-**Intended use.** Teaching, and comparing methods on this benchmark.
-
-**Limits.** It knows ten classes of centred catalogue pictures at 28x28 and answers with one of them
-whatever it is shown; photographs need the conversion that `predict` does, and lose accuracy.
-"""
+    # The UI breaks a line wherever the text does: a paragraph is one line.
+    paragraphs = [
+        f"### {params['model']} for Fashion-MNIST",
+        f"**Data.** [Fashion-MNIST]({HOMEPAGE}), {TRAIN_SIZE - int(params['val_size']):,} training"
+        f" images, {int(params['val_size']):,} held out for validation (stratified, seed"
+        f" {params['split_seed']}), {len(dataset.test):,} test images; all verified by SHA-256.",
+        f"**Recipe.** {params['epochs']} epochs of {params['optimizer']}, lr {params['lr']}, batch"
+        f" {params['batch_size']}, seed {params['seed']}, {params['hidden_units']} hidden units,"
+        f" {int(params['num_parameters']):,} parameters. Run `{run.info.run_id}`.",
+        f"**Metrics.** Selected by {metric}, {selection}. The test set was read once by the run and"
+        " once more here, to check that the stored model gives what the run logged.",
+        f"| metric | value |\n| --- | --- |\n{measured}",
+        f"**Most confused on the test set.**\n\n{confused}",
+        "**Input and output.** float32 images of shape (N, 1, 28, 28) in [0, 1], light on black;"
+        " logits of shape (N, 10).",
+        "**Intended use.** Teaching, and comparing methods on this benchmark.",
+        "**Limits.** It knows ten classes of centred catalogue pictures of 28x28 pixels and answers"
+        " with one of them whatever it is shown; photographs need the conversion that `predict`"
+        " does, and lose accuracy.",
+    ]
+    return "\n\n".join(paragraphs) + "\n"

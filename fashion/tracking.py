@@ -108,9 +108,10 @@ def train(
         model.to(device)
         history, train_seconds = _fit(model, training, validation, experiment.recipe)
         speed = len(training) * experiment.recipe.epochs / train_seconds
+        # The test is of what is stored: the model on the CPU, where a GPU's rounding is gone.
+        model.to("cpu")
         test = engine.evaluate(model, dataset.test)
-
-        logged = _log_model(model.to("cpu"), dataset.test)
+        logged = _log_model(model, dataset.test)
         final = {
             "test_loss": test.loss,
             "test_accuracy": test.accuracy,
@@ -144,6 +145,18 @@ def log_comparison(table: pd.DataFrame) -> str:
     with _active_or_new_run("comparison") as run_id:
         mlflow.log_table(printable, "comparison.json")
         mlflow.log_figure(figures.comparison(table), "comparison.png")
+    return run_id
+
+
+def log_exploration(table: str, drawn: Mapping[str, Figure]) -> str:
+    """Log the table and the figures, by file name, of an `explore.Exploration`; return the run's id.
+
+    The run is the one that `mlflow run` opened, else a new one.
+    """
+    with _active_or_new_run("explore") as run_id:
+        mlflow.log_text(table, "layers.txt")
+        for name, figure in drawn.items():
+            mlflow.log_figure(figure, name)
     return run_id
 
 
