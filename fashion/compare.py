@@ -257,8 +257,7 @@ def render(table: pd.DataFrame, output_format: str, metric: str = "val_accuracy"
     if output_format == "csv":
         return table.to_csv(index=False)
     if output_format == "html":
-        with pd.option_context("display.max_colwidth", None):
-            return table.map(_plain).to_html(index=False, border=0) + "\n"
+        return table.map(_plain).to_html(index=False, border=0) + "\n"
     return table.to_json(orient="records", date_format="iso", double_precision=15, indent=2) + "\n"
 
 

@@ -149,7 +149,7 @@ def log_comparison(table: pd.DataFrame) -> str:
 
 
 def log_exploration(table: str, drawn: Mapping[str, Figure]) -> str:
-    """Log the table and the figures, by file name, of an `explore.Exploration`; return the run's id.
+    """Log what `explore` made, its figures by file name; return the run's id.
 
     The run is the one that `mlflow run` opened, else a new one.
     """

@@ -1,0 +1,419 @@
+"""Image files become what the dataset holds, and `predict` names what they show."""
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import Mock
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from entrypoints.predict import predict as command
+from fashion import engine, images, models, predict, registry, tracking
+from fashion.data import CLASSES, FashionMNIST, Subset
+from fashion.engine import Recipe
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def model(dataset: FashionMNIST) -> nn.Module:
+    """A linear classifier that has seen 10,000 images: right four times of five."""
+    model = models.build("baseline", 10, seed=42)
+    seen = Subset("seen", dataset.train.images[:10_000], dataset.train.labels[:10_000], "")
+    for _ in engine.train(model, seen, Recipe(epochs=2)):
+        pass
+    return model
+
+
+@pytest.fixture
+def run(model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Return a function that runs the command with that model in place of the registry's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tracking, "connect", lambda: None)
+    monkeypatch.setattr(registry, "load", Mock(return_value=model))
+
+    def invoke(*arguments: object) -> Result:
+        return CliRunner().invoke(command, [str(argument) for argument in arguments])
+
+    return invoke
+
+
+def picture(image: Tensor) -> Image.Image:
+    return Image.fromarray(image.squeeze(0).numpy())
+
+
+def photograph(image: Tensor, ground: int = 255) -> Image.Image:
+    """Make a large picture in colour, dark on light, as the dataset's sources were."""
+    large = ImageOps.invert(picture(image).resize((280, 280), Image.Resampling.BICUBIC))
+    light = (ground, ground, ground)
+    return ImageOps.expand(
+        ImageOps.colorize(large, black=(0, 0, 60), white=light, mid=(110, 120, 160)), 60, light
+    )
+
+
+def save(image: Image.Image, path: Path, **options: object) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def test_every_image_of_the_test_set_is_taken_as_it_is(dataset: FashionMNIST) -> None:
+    taken = torch.stack([images.convert(picture(image)) for image in dataset.test.images])
+    assert torch.equal(taken, dataset.test.images)
+
+
+def test_every_negative_of_the_test_set_is_recognised(dataset: FashionMNIST) -> None:
+    negatives = 255 - dataset.test.images
+    taken = torch.stack([images.convert(picture(image)) for image in negatives])
+    assert torch.equal(taken, dataset.test.images)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA"])
+def test_colour_modes_of_png_lose_nothing(dataset: FashionMNIST, tmp_path: Path, mode: str) -> None:
+    image = dataset.test.images[0]
+    path = save(picture(image).convert(mode), tmp_path / "boot.png")
+    assert torch.equal(images.read(path), image)
+
+
+def test_16_bit_png_is_scaled_not_clipped(dataset: FashionMNIST, tmp_path: Path) -> None:
+    image = dataset.test.images[0]
+    deep = Image.fromarray(image.squeeze(0).numpy().astype(np.uint16) * 257)
+    assert deep.mode == "I;16"
+    assert torch.equal(images.read(save(deep, tmp_path / "deep.png")), image)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_jpeg_is_close(dataset: FashionMNIST, tmp_path: Path, mode: str) -> None:
+    image = dataset.test.images[0]
+    path = save(picture(image).convert(mode), tmp_path / "boot.jpg", quality=95)
+    difference = images.read(path).float() - image.float()
+    assert difference.abs().mean() < 4
+
+
+@pytest.mark.parametrize("name", ["turned.jpg", "turned.png"])
+def test_exif_orientation_is_followed(dataset: FashionMNIST, tmp_path: Path, name: str) -> None:
+    upright = photograph(dataset.test.images[0])
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    turned = save(upright.transpose(Image.Transpose.ROTATE_90), tmp_path / name, exif=exif)
+    difference = images.read(turned).float() - images.convert(upright).float()
+    assert difference.abs().mean() < 2
+
+
+@pytest.mark.parametrize(("invert", "garment"), [("auto", 255), ("always", 255), ("never", 0)])
+def test_transparent_pixels_become_background(invert: str, garment: int) -> None:
+    """The hidden colour under them does not matter; the garment here is black."""
+    cut_out = Image.new("RGBA", (28, 28), (200, 100, 50, 0))
+    cut_out.paste((0, 0, 0, 255), (10, 10, 20, 20))
+    converted = images.convert(cut_out, invert)
+    assert converted[0, 15, 15] == garment
+    assert converted[0, :10].max() == 0
+
+
+@pytest.mark.parametrize(
+    ("ground", "invert"), [(255, "auto"), (255, "always"), (0, "auto"), (0, "never")]
+)
+def test_garment_fills_the_height_and_is_centred_on_black(ground: int, invert: str) -> None:
+    scene = Image.new("RGB", (800, 600), (ground, ground, ground))
+    garment = 255 - ground
+    scene.paste((garment, garment, garment), (500, 100, 700, 500))  # 200 wide, 400 high
+    converted = images.convert(scene, invert)
+    assert converted.shape == (1, 28, 28)
+    assert converted.dtype == torch.uint8
+    assert converted[:, :, :7].max() == 0
+    assert converted[:, :, 21:].max() == 0
+    assert converted[:, :, 7:21].min() > 127  # the edges are smoothed
+    assert converted[:, 1:-1, 8:20].min() > 240
+
+
+def test_grey_noisy_ground_becomes_black(dataset: FashionMNIST) -> None:
+    """Camera noise must not be taken for the garment's edge: the crop would be the whole image."""
+    boot = dataset.test.images[0]
+    clean = images.convert(photograph(boot, ground=215).resize((200, 200)))
+    pixels = np.asarray(photograph(boot, ground=215).resize((200, 200)), dtype=float)
+    noise = np.random.default_rng(0).normal(0, 6, (200, 200, 1))
+    noisy = images.convert(Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8)))
+    assert (noisy.float() - clean.float()).abs().mean() < 8
+    black = [(image <= images.TOLERANCE).float().mean().item() for image in (clean, noisy, boot)]
+    assert black == pytest.approx([black[-1]] * 3, abs=0.1)
+
+
+def test_first_frame_of_an_animated_png_counts(dataset: FashionMNIST, tmp_path: Path) -> None:
+    boot, pullover = (picture(image) for image in dataset.test.images[:2])
+    path = save(boot, tmp_path / "moving.png", save_all=True, append_images=[pullover])
+    assert torch.equal(images.read(path), dataset.test.images[0])
+
+
+def jpeg(size: tuple[int, int]) -> bytes:
+    content = io.BytesIO()
+    Image.linear_gradient("L").resize(size).save(content, "JPEG")
+    return content.getvalue()
+
+
+def encoded(image: Image.Image, image_format: str) -> bytes:
+    content = io.BytesIO()
+    image.save(content, image_format)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "not a PNG or JPEG image"),
+        (b"hello", "not a PNG or JPEG image"),
+        (encoded(Image.new("P", (28, 28)), "GIF"), "not a PNG or JPEG image"),
+        (encoded(Image.new("L", (28, 28)), "BMP"), "not a PNG or JPEG image"),
+        (jpeg((300, 300))[:900], "truncated"),
+        (encoded(Image.new("1", (8_000, 7_000)), "PNG"), "more than 50,000,000"),
+        (encoded(Image.new("1", (14_000, 13_000)), "PNG"), "exceeds limit"),
+        (encoded(Image.new("RGB", (100, 100), "white"), "PNG"), "nothing stands out"),
+    ],
+    ids=["empty", "text", "gif", "bmp", "truncated", "56 MP", "182 MP", "blank"],
+)
+def test_what_is_no_readable_picture_is_refused_in_one_line(
+    tmp_path: Path, content: bytes, reason: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(content)
+    with pytest.raises(images.ImageError, match=reason) as caught:
+        images.read(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not recwarn.list
+
+
+def test_a_wrong_invert_is_refused_rather_than_classified_as_black() -> None:
+    scene = Image.new("L", (100, 100), 255)
+    scene.paste(0, (30, 30, 60, 60))
+    with pytest.raises(ValueError, match="nothing stands out"):
+        images.convert(scene, "never")
+
+
+@pytest.mark.parametrize("name", ["missing.png", "x" * 300, "/dev/null"])
+def test_what_is_no_file_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    assert images.find(tmp_path / name) == [tmp_path / name]
+    with pytest.raises(images.ImageError, match="cannot read"):
+        images.read(tmp_path / name)
+
+
+def test_a_folder_is_read_in_order_and_not_deeper(tmp_path: Path) -> None:
+    for name in ("b.PNG", "a.jpeg", "c.jpg", "notes.txt", "deeper/d.png", "folder.png/e.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [path.name for path in images.find(tmp_path)] == ["a.jpeg", "b.PNG", "c.jpg"]
+
+
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    (path,) = images.find(tmp_path)
+    with pytest.raises(images.ImageError, match="folder without"):
+        images.read(path)
+
+
+def test_a_garbled_file_name_is_escaped() -> None:
+    assert images.printable(Path("coat.png")) == "coat.png"
+    assert images.printable(Path("mañana.png")) == "mañana.png"
+    assert images.printable(Path("a\n\x1b[2J\udcff.png")).isprintable()
+
+
+def test_classes_come_best_first_with_their_probabilities(
+    model: nn.Module, dataset: FashionMNIST
+) -> None:
+    samples = [predict.from_subset(dataset.test, index) for index in (3, 1)]
+    answers = predict.classify(model, samples, top=10)
+    expected = engine.predict(model, dataset.test.images[[3, 1]]).softmax(dim=1)
+    for answer, sample, row in zip(answers, samples, expected, strict=True):
+        assert answer.sample is sample
+        assert answer.classes[0] == CLASSES[row.argmax()]
+        assert sorted(answer.classes) == sorted(CLASSES)
+        assert answer.probabilities == sorted(answer.probabilities, reverse=True)
+        assert answer.probabilities[0] == pytest.approx(row.max().item())
+        assert sum(answer.probabilities) == pytest.approx(1)
+
+
+def answer(name: str = "coat.png", true: str | None = None) -> predict.Answer:
+    image = torch.arange(784, dtype=torch.int64).remainder(256).to(torch.uint8).view(1, 28, 28)
+    sample = predict.Sample(name, image, true)
+    return predict.Answer(sample, ["Coat", "Shirt"], [0.75, 0.2])
+
+
+def test_the_text_fits_80_columns() -> None:
+    text = predict.render([answer(f"{'folder/' * 20}coat.png"), answer("test image 9", "Coat")])
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert "folder/coat.png\n  75.00%  Coat\n  20.00%  Shirt\n" in text
+    assert "test image 9 (true class: Coat)\n" in text
+
+
+def test_csv_and_json_hold_the_same_answers(tmp_path: Path) -> None:
+    answers = [answer("a, b.png"), answer("test image 9", "Bag")]
+    predict.write(answers, tmp_path / "answers.csv")
+    predict.write(answers, tmp_path / "answers.json")
+    table = pd.read_csv(tmp_path / "answers.csv")
+    assert table.columns.tolist() == ["image", "true", "rank", "predicted", "probability"]
+    assert table["image"].tolist() == ["a, b.png"] * 2 + ["test image 9"] * 2
+    assert table["rank"].tolist() == [1, 2, 1, 2]
+    assert table["predicted"].tolist() == ["Coat", "Shirt"] * 2
+    assert table["probability"].tolist() == [0.75, 0.2] * 2
+    records = json.loads((tmp_path / "answers.json").read_text())
+    assert records[0]["true"] is None
+    assert records[2]["true"] == "Bag"
+    assert [record["probability"] for record in records] == table["probability"].tolist()
+
+
+def test_nothing_half_written_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(table: pd.DataFrame, path: Path, **options: object) -> None:
+        path.write_text("image,tr")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", full_disk)
+    path = tmp_path / "answers.csv"
+    path.write_text("before")
+    with pytest.raises(predict.PredictError, match="No space left"):
+        predict.write([answer()], path)
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def colours(path: Path) -> set[tuple[int, ...]]:
+    with Image.open(path) as figure:
+        return {colour for _, colour in figure.convert("RGB").getcolors(2**24)}
+
+
+GREEN, RED = (44, 160, 44), (214, 39, 40)
+
+
+def test_the_figure_tells_right_from_wrong_by_colour(tmp_path: Path) -> None:
+    path = tmp_path / "grid.png"
+    predict.draw([answer(true="Coat")], path)
+    assert GREEN in colours(path)
+    assert RED not in colours(path)
+    predict.draw([answer(true="Coat"), answer(true="Bag")], path)
+    assert {GREEN, RED} <= colours(path)
+    predict.draw([answer("$a$ and $\\b.png"), answer(true="Bag")], path)
+    assert not {GREEN, RED} & colours(path)
+
+
+def test_the_figure_of_many_images_stays_drawable(tmp_path: Path) -> None:
+    path = tmp_path / "grid.png"
+    predict.draw([answer(true="Coat")] * 70, path)
+    with Image.open(path) as figure:
+        assert figure.width == 900
+        assert figure.height < 7_000
+
+
+def test_image_files_are_classified_like_the_test_images_they_are(
+    train_small: Callable[..., str], dataset: FashionMNIST, store: Path
+) -> None:
+    """With a model out of the store: nothing of the command is replaced."""
+    uri = registry.model_uri(tracking.mlflow.get_run(train_small("cnn")))
+    (store / "saved").mkdir()
+    for index in range(20):
+        save(picture(dataset.test.images[index]), store / "saved" / f"{index:02}.png")
+    asked = ["--images", "saved", "--indices", "0,1-18,19", "--top", "10"]
+    result = CliRunner().invoke(command, [*asked, "--model-uri", uri, "--output", "out.csv"])
+    assert result.exit_code == 0, result.output
+    table = pd.read_csv("out.csv")
+    files, indices = table[:200], table[200:].reset_index()
+    assert files["image"][0] == "saved/00.png"
+    assert indices["image"][0] == "test image 0"
+    assert indices["true"][0] == "Ankle boot"
+    pd.testing.assert_series_equal(files["predicted"], indices["predicted"])
+    pd.testing.assert_series_equal(files["probability"], indices["probability"])
+
+
+def test_photographs_are_mostly_classified_like_the_test_images_they_show(
+    run: Callable[..., Result], dataset: FashionMNIST, tmp_path: Path
+) -> None:
+    (tmp_path / "photos").mkdir()
+    for index in range(100):
+        photo = photograph(dataset.test.images[index], ground=235)
+        save(photo, tmp_path / "photos" / f"{index:02}.jpg", quality=85)
+    result = run("--images", "photos", "--indices", "0-99", "--top", 1, "--output", "out.csv")
+    assert result.exit_code == 0, result.output
+    predicted = pd.read_csv("out.csv")["predicted"].to_numpy()
+    assert (predicted[:100] == predicted[100:]).mean() > 0.8
+
+
+def test_unreadable_files_are_named_skipped_and_counted(
+    run: Callable[..., Result], dataset: FashionMNIST, tmp_path: Path
+) -> None:
+    save(picture(dataset.test.images[1]), tmp_path / "good.png")
+    (tmp_path / "bad.png").write_text("no image")
+    result = run("--images", tmp_path, "--images", "missing.png", "--output", "out.json")
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)
+    assert result.stderr.splitlines() == [
+        f"cannot read {tmp_path}/bad.png: not a PNG or JPEG image",
+        "cannot read missing.png: No such file or directory",
+        "Error: 2 skipped as unreadable",
+    ]
+    assert result.stdout.startswith(f"{tmp_path}/good.png\n"[-80:])
+    assert len(json.loads((tmp_path / "out.json").read_text())) == 3
+
+
+def test_test_images_show_their_true_class(run: Callable[..., Result], tmp_path: Path) -> None:
+    result = run("--indices", "0, 9998-9999", "--figure", "grid.png")
+    assert result.exit_code == 0, result.output
+    assert "test image 0 (true class: Ankle boot)" in result.stdout
+    assert "test image 9999 (true class: Sandal)" in result.stdout
+    with Image.open(tmp_path / "grid.png") as figure:
+        assert figure.width == 900
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Give --images, --indices, or both"),
+        (["--images", "", "--indices", ""], "Give --images, --indices, or both"),
+        (["--indices", "10000"], "within 0 to 9999"),
+        (["--indices", "0-999999999"], "within 0 to 9999"),
+        (["--indices", "14-10"], "does not go up"),
+        (["--indices", "-1"], "neither an index nor a range"),
+        (["--indices", "1e3"], "neither an index nor a range"),
+        (["--indices", "0", "--top", "11"], "1<=x<=10"),
+        (["--indices", "0", "--output", "answers.txt"], "does not end in .csv or .json"),
+        (["--indices", "0", "--output", "nowhere/answers.csv"], "no folder nowhere"),
+        (["--indices", "0", "--figure", "grid.jpg"], "does not end in .png"),
+        (["--indices", "0", "--invert", "maybe"], "'maybe' is not one of"),
+    ],
+)
+def test_mistyped_options_are_refused_before_a_model_is_loaded(
+    run: Callable[..., Result],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    load = Mock()
+    monkeypatch.setattr(registry, "load", load)
+    result = run(*arguments)
+    load.assert_not_called()
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+
+
+def test_a_model_that_does_not_exist_is_one_line(store: Path) -> None:
+    result = CliRunner().invoke(command, ["--indices", "0"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: models:/fashion-mnist-cnn@champion cannot be loaded")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_help_imports_neither_torch_nor_mlflow_and_the_library_no_mlflow() -> None:
+    program = """
+import sys
+from click.testing import CliRunner
+from entrypoints.predict import predict
+assert CliRunner().invoke(predict, ["--help"]).exit_code == 0
+assert not {"torch", "mlflow"} & set(sys.modules)
+import fashion.images, fashion.predict
+assert "mlflow" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)

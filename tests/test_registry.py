@@ -1,0 +1,559 @@
+"""What is registered, and which version is champion: tiny models, really trained and stored."""
+
+import logging
+import multiprocessing
+import pickle
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Run
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_GIT_COMMIT
+
+from entrypoints.register import register as register_command
+from fashion import data, engine, registry, tracking
+from fashion.compare import Query
+from fashion.data import FashionMNIST
+from fashion.engine import Recipe
+from fashion.registry import CHAMPION, MODEL_NAME, PREVIOUS, Outcome, RegistryError
+
+# Far enough apart that no processor's rounding changes their order. Each is the one run of an
+# experiment of its own name.
+RECIPES = {
+    "poor": (200, Recipe(epochs=1, batch_size=32, lr=0.1, seed=1)),
+    "good": (200, Recipe(epochs=1, batch_size=8, lr=0.05, seed=0)),
+    "best": (200, Recipe(epochs=1, batch_size=4, lr=0.05, seed=0)),
+    "other-split": (300, Recipe(epochs=1, batch_size=8, lr=0.05, seed=0)),
+}
+
+
+@pytest.fixture(scope="module")
+def _one_thread() -> Iterator[None]:
+    """Torch's threads wait for each other at every small batch: on a busy machine for minutes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def trained(
+    _empty_store: Path,
+    _one_thread: None,
+    small: FashionMNIST,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A database with four CNNs, and no model registered."""
+    folder = tmp_path_factory.mktemp("trained")
+    path = shutil.copy(_empty_store, folder / "mlflow.db")
+    mlflow.set_tracking_uri(f"sqlite:///{path}")
+    for name, (val_size, recipe) in RECIPES.items():
+        mlflow.create_experiment(name, artifact_location=str(folder / "artifacts"))
+        mlflow.set_experiment(name)
+        tracking.train(tracking.Experiment("cnn", 10, val_size, "cpu", recipe), small)
+    return path
+
+
+@pytest.fixture
+def runs(
+    trained: Path,
+    store: Path,
+    small: FashionMNIST,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> dict[str, str]:
+    """The ids of the four runs by name, in a database of their own that is the tracking store.
+
+    The commands see the small dataset, which is what the runs were trained and measured on.
+    """
+    shutil.copy(trained, store / "trained.db")
+    uri = f"sqlite:///{store / 'trained.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    mlflow.set_tracking_uri(uri)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "good")
+    mlflow.set_experiment("good")
+    monkeypatch.setattr(data, "load", lambda _directory: small)
+    caplog.set_level(logging.WARNING)
+    found = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    return {MlflowClient().get_experiment(r.info.experiment_id).name: r.info.run_id for r in found}
+
+
+@pytest.fixture
+def register(runs: dict[str, str], small: FashionMNIST) -> Callable[..., Outcome]:
+    """Return a function that registers one of the four runs."""
+
+    def call(run: str, metric: str = "val_accuracy", **options: bool) -> Outcome:
+        query = Query(experiments=[run], models=["cnn"], metric=metric)
+        return registry.register(MODEL_NAME, query, small, **options)
+
+    return call
+
+
+def run_register(*arguments: str) -> Result:
+    return CliRunner().invoke(register_command, arguments)
+
+
+def assert_one_line(result: Result, exit_code: int = 1) -> str:
+    """Check that the command failed with a message and without a traceback; return it."""
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == exit_code
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith("Error: ")
+    return result.stderr
+
+
+def versions(name: str = MODEL_NAME) -> dict[str, str]:
+    """Return the run's id of each version, by its number."""
+    found = MlflowClient().search_model_versions(f"name = '{name}'")
+    return {str(v.version): v.run_id for v in sorted(found, key=lambda v: int(v.version))}
+
+
+def aliases(name: str = MODEL_NAME) -> dict[str, str]:
+    found = MlflowClient().get_registered_model(name).aliases
+    return {alias: str(version) for alias, version in found.items()}
+
+
+def registered() -> dict[str, tuple[dict[str, str], list[tuple[str, dict, str]]]]:
+    """Return all that the registry holds: aliases, and each version's tags and description."""
+    client = MlflowClient()
+    return {
+        model.name: (
+            model.aliases,
+            [
+                (v.version, v.tags, v.description)
+                for v in client.search_model_versions(f"name = '{model.name}'")
+            ],
+        )
+        for model in client.search_registered_models()
+    }
+
+
+def make_run(status: str, model: str = "cnn", **metrics: float) -> str:
+    """Log a run without a model to the active experiment."""
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name("good")
+    run_id = client.create_run(experiment.experiment_id, tags={"model": model}).info.run_id
+    client.log_batch(run_id, [Metric(key, value, 1, 1) for key, value in metrics.items()])
+    client.update_run(run_id, status=status)
+    return run_id
+
+
+def test_the_best_cnn_is_registered_and_becomes_champion(
+    runs: dict[str, str], small: FashionMNIST
+) -> None:
+    make_run("FINISHED", model="baseline", val_accuracy=0.99)
+    result = run_register("--experiment", "poor,good,best")
+    assert result.exit_code == 0, result.output
+    assert versions() == {"1": runs["best"]}
+    assert aliases() == {CHAMPION: "1"}
+    assert f"{MODEL_NAME} version 1 registered, from run {runs['best']}" in result.stdout
+    assert f"{CHAMPION} is version 1: first {CHAMPION}" in result.stdout
+
+    logits = engine.predict(registry.load(f"models:/{MODEL_NAME}@{CHAMPION}"), small.test.images)
+    accuracy = (logits.argmax(dim=1) == small.test.labels).double().mean().item()
+    assert accuracy == pytest.approx(mlflow.get_run(runs["best"]).data.metrics["test_accuracy"])
+
+
+def test_an_unfinished_run_is_not_chosen_however_good_it_is(runs: dict[str, str]) -> None:
+    # More of them than the first page of a comparison.
+    for status in ("RUNNING", "SCHEDULED", "FAILED", "KILLED") * 6:
+        make_run(status, val_accuracy=0.99, val_loss=0.01)
+    for metric in ("val_accuracy", "val_loss"):
+        best = registry.best_run(Query(models=["cnn"], metric=metric))
+        assert best.info.run_id == runs["good"]
+
+
+@pytest.mark.parametrize("metrics", [{}, {"test_accuracy": 0.9}, {"val_accuracy": float("nan")}])
+def test_without_a_finished_run_that_has_the_metric_the_message_says_what_to_do(
+    runs: dict[str, str], metrics: dict[str, float]
+) -> None:
+    MlflowClient().delete_run(runs["good"])
+    make_run("FINISHED", **metrics)
+    make_run("RUNNING", val_accuracy=0.99)
+    message = assert_one_line(run_register())
+    assert "no finished cnn run has logged val_accuracy" in message
+    assert not registered()
+
+
+def test_a_run_without_a_model_is_refused_in_one_line(runs: dict[str, str]) -> None:
+    run_id = make_run("FINISHED", val_accuracy=0.99)
+    assert run_id in assert_one_line(run_register())
+    assert not registered()
+
+
+@pytest.mark.usefixtures("runs")
+def test_a_test_metric_selects_only_when_insisted_on() -> None:
+    result = run_register("--metric", "test_accuracy")
+    assert isinstance(result.exception, SystemExit)
+    assert result.exit_code == 2
+    assert "--select-on-test" in result.stderr
+    assert not registered()
+
+    result = run_register("--metric", "test_accuracy", "--select-on-test")
+    assert result.exit_code == 0, result.output
+    (version,) = MlflowClient().search_model_versions(f"name = '{MODEL_NAME}'")
+    assert "test_accuracy, **on the test set**" in version.description
+
+
+@pytest.mark.parametrize("metric", ["test_accuracy", "test_loss"])
+@pytest.mark.parametrize("change", [0.004, -0.004, float("nan")])
+def test_a_metric_that_the_stored_model_does_not_give_is_refused(
+    runs: dict[str, str], metric: str, change: float
+) -> None:
+    value = mlflow.get_run(runs["good"]).data.metrics[metric]
+    MlflowClient().log_metric(runs["good"], metric, value + change, step=9)
+    message = assert_one_line(run_register())
+    assert metric in message
+    assert runs["good"] in message
+    assert not registered()
+
+
+@pytest.fixture
+def archives(runs: dict[str, str]) -> Iterator[dict[str, Path]]:
+    """The model files of the runs by name; the next test finds them as they were."""
+    paths = {name: _archive(mlflow.get_run(run_id)) for name, run_id in runs.items()}
+    contents = {path: path.read_bytes() for path in paths.values()}
+    yield paths
+    for path, content in contents.items():
+        path.write_bytes(content)
+
+
+def _archive(run: Run) -> Path:
+    model = mlflow.get_logged_model(registry.model_uri(run).removeprefix("models:/"))
+    (path,) = Path(model.artifact_location).rglob("*.pt2")
+    return path
+
+
+def test_the_model_of_another_run_is_refused(archives: dict[str, Path]) -> None:
+    shutil.copy(archives["poor"], archives["good"])
+    assert "but the run logged" in assert_one_line(run_register())
+    assert not registered()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "shortened", "deleted", "altered"])
+def test_a_damaged_model_is_refused_in_one_line(
+    archives: dict[str, Path], damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = archives["good"]
+    content = path.read_bytes()
+    if damage == "deleted":
+        path.unlink()
+    elif damage == "altered":
+        # In the middle of the graph's description, which is text.
+        middle = content.index(b'"graph_module"')
+        path.write_bytes(content[:middle] + b"\xff" + content[middle + 1 :])
+    else:
+        kept = {"truncated": len(content) // 2, "emptied": 0, "shortened": len(content) - 100}
+        path.write_bytes(content[: kept[damage]])
+    assert "cannot be loaded" in assert_one_line(run_register())
+    assert "Traceback" not in caplog.text
+    assert not registered()
+
+
+def test_a_model_for_other_images_is_refused_in_one_line(archives: dict[str, Path]) -> None:
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 10)).eval()
+    batch = torch.export.Dim.DYNAMIC
+    program = torch.export.export(model, (torch.zeros(2, 3, 4),), dynamic_shapes=({0: batch},))
+    torch.export.save(program, archives["good"])
+    assert "not registered" in assert_one_line(run_register())
+    assert not registered()
+
+
+def test_a_version_tells_where_it_comes_from_and_what_it_is(
+    runs: dict[str, str], register: Callable[..., Outcome]
+) -> None:
+    MlflowClient().set_tag(runs["good"], MLFLOW_GIT_COMMIT, "0123abc")
+    register("good")
+    run = mlflow.get_run(runs["good"])
+    (version,) = MlflowClient().search_model_versions(f"name = '{MODEL_NAME}'")
+
+    digests = {
+        f"{tag.value}_digest": entry.dataset.digest
+        for entry in run.inputs.dataset_inputs
+        for tag in entry.tags
+        if tag.key == MLFLOW_DATASET_CONTEXT
+    }
+    assert digests.keys() == {"training_digest", "validation_digest", "test_digest"}
+    assert len(set(digests.values())) == 3
+    logged = {name: run.data.metrics[name] for name in registry.METRICS}
+    assert {name: float(version.tags[name]) for name in registry.METRICS} == logged
+    expected = {"run_id": run.info.run_id, "git_commit": "0123abc", **digests}
+    assert {k: v for k, v in version.tags.items() if k not in registry.METRICS} == expected
+    assert version.run_id == run.info.run_id
+
+    assert version.description.startswith("### cnn for Fashion-MNIST\n")
+    assert "**Metrics.** Selected by val_accuracy, on validation data." in version.description
+    assert f"| test_accuracy | {logged['test_accuracy']:.4f} |" in version.description
+    assert "| --- | --- |" in version.description
+    assert "59,800 training images,\n200 held out" in version.description
+    assert "mistaken as" in version.description
+
+
+def test_a_run_from_outside_a_repository_has_no_commit_to_tell(
+    runs: dict[str, str], register: Callable[..., Outcome]
+) -> None:
+    if MLFLOW_GIT_COMMIT in mlflow.get_run(runs["good"]).data.tags:
+        MlflowClient().delete_tag(runs["good"], MLFLOW_GIT_COMMIT)
+    register("good")
+    (version,) = MlflowClient().search_model_versions(f"name = '{MODEL_NAME}'")
+    assert "git_commit" not in version.tags
+
+
+def test_registering_twice_registers_nothing_new(register: Callable[..., Outcome]) -> None:
+    assert register("good").created
+    MlflowClient().update_model_version(MODEL_NAME, "1", description="My own words.")
+    before = registered()
+    again = register("good")
+    assert not again.created
+    assert (again.version, again.champion) == ("1", "1")
+    assert registered() == before
+    assert "already registered" in run_register().stdout
+    assert registered() == before
+
+
+@pytest.mark.parametrize("metric", ["val_accuracy", "val_loss"])
+def test_the_alias_moves_only_to_a_better_version_and_the_previous_one_is_kept(
+    register: Callable[..., Outcome], metric: str
+) -> None:
+    register("good", metric)
+    assert aliases() == {CHAMPION: "1"}
+    worse = register("poor", metric)
+    assert (worse.version, worse.champion) == ("2", "1")
+    assert "nothing beats" in worse.reason
+    assert aliases() == {CHAMPION: "1"}
+    better = register("best", metric)
+    assert (better.version, better.champion) == ("3", "3")
+    assert "beats version 1's" in better.reason
+    assert aliases() == {CHAMPION: "3", PREVIOUS: "1"}
+
+
+def test_a_better_figure_on_other_images_does_not_move_the_alias(
+    runs: dict[str, str], register: Callable[..., Outcome]
+) -> None:
+    accuracy = {
+        name: mlflow.get_run(id_).data.metrics["val_accuracy"] for name, id_ in runs.items()
+    }
+    assert accuracy["other-split"] > accuracy["poor"]
+
+    register("poor")
+    elsewhere = register("other-split")
+    assert (elsewhere.version, elsewhere.champion) == ("2", "1")
+    assert aliases() == {CHAMPION: "1"}
+    # It does move to one on the same images, with the other in between.
+    assert register("good").champion == "3"
+
+
+def test_versions_that_somebody_registered_by_hand_are_left_alone(
+    runs: dict[str, str], register: Callable[..., Outcome]
+) -> None:
+    mlflow.register_model(registry.model_uri(mlflow.get_run(runs["best"])), MODEL_NAME)
+    outcome = register("poor")
+    assert (outcome.version, outcome.champion) == ("2", "2")
+
+    MlflowClient().set_registered_model_alias(MODEL_NAME, CHAMPION, "1")
+    assert register("good").champion == "1"
+
+
+def test_a_dry_run_changes_nothing_and_says_what_would_happen(
+    runs: dict[str, str], register: Callable[..., Outcome]
+) -> None:
+    result = run_register("--dry-run")
+    assert result.exit_code == 0, result.output
+    assert registered() == {}
+    assert result.stdout.startswith(f"Dry run: {MODEL_NAME} version (new) registered, from run ")
+    assert runs["good"] in result.stdout
+    assert f"{CHAMPION} is version (new): first {CHAMPION}" in result.stdout
+
+    register("good")
+    before = registered()
+    for experiment, said in (
+        ("best", f"{CHAMPION} is version (new): its val_accuracy of"),
+        ("poor", f"{CHAMPION} is version 1: nothing beats"),
+        ("good", "version 1 already registered"),
+    ):
+        result = run_register("--dry-run", "--experiment", experiment)
+        assert result.exit_code == 0, result.output
+        assert said in result.stdout
+        assert registered() == before
+
+
+def test_a_dry_run_verifies_the_model_too(archives: dict[str, Path]) -> None:
+    shutil.copy(archives["poor"], archives["good"])
+    assert "but the run logged" in assert_one_line(run_register("--dry-run"))
+
+
+def test_a_rollback_restores_the_previous_champion_for_good(
+    runs: dict[str, str], register: Callable[..., Outcome]
+) -> None:
+    register("good")
+    register("best")
+    result = run_register("--rollback")
+    assert result.exit_code == 0, result.output
+    assert f"{CHAMPION} is version 1: version 2 was rolled back" in result.stdout
+    assert runs["good"] in result.stdout
+    assert aliases() == {CHAMPION: "1"}
+    assert versions() == {"1": runs["good"], "2": runs["best"]}
+
+    again = register("best")
+    assert (again.version, again.created, again.champion) == ("2", False, "1")
+    assert register("poor").champion == "1"
+    assert register("best", dry_run=True).champion == "1"
+    assert aliases() == {CHAMPION: "1"}
+
+
+def test_there_is_nothing_to_roll_back_to(register: Callable[..., Outcome]) -> None:
+    message = f"Error: {MODEL_NAME} has no {PREVIOUS} to go back to\n"
+    assert assert_one_line(run_register("--rollback")) == message
+    assert not registered()
+
+    register("poor")
+    before = registered()
+    assert assert_one_line(run_register("--rollback")) == message
+    assert registered() == before
+
+    register("good")
+    assert run_register("--rollback").exit_code == 0
+    before = registered()
+    assert assert_one_line(run_register("--rollback")) == message
+    assert registered() == before
+
+
+def test_a_rollback_and_a_dry_run_exclude_each_other() -> None:
+    result = run_register("--rollback", "--dry-run")
+    assert isinstance(result.exception, SystemExit)
+    assert result.exit_code == 2
+
+
+@pytest.mark.usefixtures("runs")
+@pytest.mark.parametrize("options", [(), ("--dry-run",), ("--rollback",)])
+def test_what_cannot_name_a_registered_model_is_refused_in_one_line(
+    options: tuple[str, ...],
+) -> None:
+    for name in ("", "a/b", "it's", 'a"b', "a:b"):
+        message = assert_one_line(run_register("--name", name, *options))
+        assert "no name for a registered model" in message
+
+
+class _PowerCut(BaseException):
+    """What no code catches."""
+
+
+@contextmanager
+def power_cut_at(step: str) -> Iterator[None]:
+    """Break off where the client is asked to do `step`."""
+
+    def cut(*_arguments: object, **_keywords: object) -> None:
+        raise _PowerCut
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MlflowClient, step, cut)
+        yield
+
+
+@pytest.mark.parametrize("step", ["update_model_version", "set_registered_model_alias"])
+def test_a_registration_that_broke_off_is_completed_by_the_next(
+    register: Callable[..., Outcome], step: str
+) -> None:
+    register("poor")
+    with pytest.raises(_PowerCut), power_cut_at(step):
+        register("good")
+    assert len(versions()) == 2
+    assert aliases() == {CHAMPION: "1"}
+
+    repaired = register("good")
+    assert (repaired.version, repaired.created, repaired.champion) == ("2", False, "2")
+    assert aliases() == {CHAMPION: "2", PREVIOUS: "1"}
+    assert all(description for _, _, description in registered()[MODEL_NAME][1])
+
+
+def test_a_champion_that_was_never_named_is_named_by_the_next(
+    register: Callable[..., Outcome],
+) -> None:
+    with pytest.raises(_PowerCut), power_cut_at("set_registered_model_alias"):
+        register("good")
+    assert aliases() == {}
+    # Even where that registers a worse one.
+    assert register("poor").champion == "1"
+
+
+def test_a_rollback_that_broke_off_does_not_bar_the_restored_champion(
+    register: Callable[..., Outcome],
+) -> None:
+    register("poor")
+    register("good")
+    with pytest.raises(_PowerCut), power_cut_at("delete_registered_model_alias"):
+        registry.rollback(MODEL_NAME)
+    assert aliases()[CHAMPION] == "1"
+    with pytest.raises(RegistryError, match="to go back to"):
+        registry.rollback(MODEL_NAME)
+    assert aliases()[CHAMPION] == "1"
+    assert register("poor").champion == "1"
+
+
+def test_an_alias_that_another_process_adds_at_the_same_moment_is_no_error(
+    register: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(_PowerCut), power_cut_at("set_registered_model_alias"):
+        register("poor")
+    set_alias = MlflowClient.set_registered_model_alias
+    others = iter(["1"])
+
+    def set_after_another(client: MlflowClient, name: str, alias: str, version: str) -> None:
+        for other in others:
+            set_alias(client, name, alias, other)
+            raise MlflowException("UNIQUE constraint failed")
+        set_alias(client, name, alias, version)
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", set_after_another)
+    assert register("good").champion == "2"
+    assert aliases() == {CHAMPION: "2"}
+
+
+_barrier: Barrier
+_small: FashionMNIST
+
+
+def _join(barrier: Barrier, uri: str, dataset: bytes) -> None:
+    """Prepare a process of its own for `_register_at_once`."""
+    global _barrier, _small
+    _barrier, _small = barrier, pickle.loads(dataset)
+    mlflow.set_tracking_uri(uri)
+    torch.set_num_threads(1)
+
+
+def _register_at_once(name: str, experiment: str) -> Outcome:
+    _barrier.wait(timeout=120)
+    return registry.register(name, Query(experiments=[experiment], models=["cnn"]), _small)
+
+
+def test_two_registrations_at_once_lose_no_version_and_leave_the_better_champion(
+    runs: dict[str, str], small: FashionMNIST
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    arguments = (context.Barrier(2), mlflow.get_tracking_uri(), pickle.dumps(small))
+    with ProcessPoolExecutor(2, context, _join, arguments) as pool:
+        for attempt in range(4):
+            name = f"{MODEL_NAME}-{attempt}"
+            pair = ("poor", "good") if attempt % 2 else ("good", "poor")
+            outcomes = list(pool.map(_register_at_once, [name, name], pair))
+            assert all(outcome.created for outcome in outcomes)
+            assert sorted(versions(name).values()) == sorted(runs[run] for run in pair)
+            champion = MlflowClient().get_model_version_by_alias(name, CHAMPION)
+            assert champion.run_id == runs["good"]
+
+        for attempt in range(2):
+            name = f"{MODEL_NAME}-one-run-{attempt}"
+            outcomes = list(pool.map(_register_at_once, [name, name], ("good", "good")))
+            assert sorted(outcome.created for outcome in outcomes) == [False, True]
+            assert list(versions(name).values()) == [runs["good"]]
+            assert list(aliases(name)) == [CHAMPION]
