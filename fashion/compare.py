@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fashion.errors import FashionError
+from fashion.files import replacing
 
 # Columns of the table by where MLflow keeps them; the order is the order of the columns.
 METRICS = [
@@ -265,12 +266,10 @@ def write(table: pd.DataFrame, output_format: str, path: Path, metric: str) -> N
     """Write `render`'s text to a file.
 
     Raises:
-        CompareError: the file cannot be written.
+        files.FileError: the file cannot be written.
     """
-    try:
-        path.write_text(render(table, output_format, metric), encoding="utf-8")
-    except OSError as error:
-        raise CompareError(f"cannot write {path}: {error.strerror}") from error
+    with replacing(path) as file:
+        file.write_text(render(table, output_format, metric), encoding="utf-8")
 
 
 def _markdown(table: pd.DataFrame) -> str:

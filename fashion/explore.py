@@ -2,7 +2,6 @@
 
 import io
 import math
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +22,7 @@ from torchvision.utils import make_grid
 
 from fashion.data import CLASSES, IMAGE_SHAPE
 from fashion.errors import FashionError
+from fashion.files import replacing
 from fashion.models import count_parameters
 
 IMAGE_SIZE = IMAGE_SHAPE[1:]
@@ -40,7 +40,7 @@ sees: the receptive field, the pixels that one output value depends on."""
 
 
 class ExploreError(FashionError):
-    """The model has nothing to show, or what it shows cannot be written."""
+    """The model has nothing to show."""
 
 
 @dataclass(frozen=True)
@@ -102,18 +102,13 @@ def write(exploration: Exploration, directory: Path) -> None:
     """Write layers.txt and the figures into `directory`, each whole or not at all.
 
     Raises:
-        ExploreError: the directory cannot be made or written.
+        files.FileError: the directory cannot be made or written.
     """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory, prefix=".incoming-") as incoming:
-            (Path(incoming) / "layers.txt").write_text(exploration.table, encoding="utf-8")
-            for name, figure in exploration.figures.items():
-                figure.savefig(Path(incoming) / name)
-            for path in Path(incoming).iterdir():
-                path.replace(directory / path.name)
-    except OSError as error:
-        raise ExploreError(f"cannot write to {directory}: {error.strerror or error}") from error
+    with replacing(directory / "layers.txt") as file:
+        file.write_text(exploration.table, encoding="utf-8")
+    for name, figure in exploration.figures.items():
+        with replacing(directory / name) as file:
+            figure.savefig(file)
 
 
 def layers(model: nn.Module) -> list[Layer]:

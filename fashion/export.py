@@ -2,9 +2,6 @@
 
 import importlib.util
 import io
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,6 +10,7 @@ from torch import Tensor, nn
 from fashion import engine
 from fashion.data import IMAGE_SHAPE, to_float
 from fashion.errors import FashionError
+from fashion.files import replacing
 
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 # One image alone, and batches that leave a smaller one at the end.
@@ -23,7 +21,7 @@ TOLERANCE = 1e-4
 
 
 class ExportError(FashionError):
-    """The file cannot be written, or does not hold the model that was exported."""
+    """The file does not hold the model that was exported, or a package is missing."""
 
 
 def require_onnx() -> None:
@@ -44,12 +42,13 @@ def to_pth(model: nn.Module, path: Path) -> str:
         What was checked, in one line.
 
     Raises:
-        ExportError: the file cannot be written, or differs; a file that was there before stays.
+        ExportError: it differs; a file that was there before stays.
+        files.FileError: it cannot be written.
     """
     state = model.state_dict()
     content = io.BytesIO()
     torch.save(state, content)
-    with _kept_if_good(path) as file:
+    with replacing(path) as file:
         file.write_bytes(content.getvalue())
         try:
             loaded = torch.load(file, weights_only=True)
@@ -74,8 +73,8 @@ def to_onnx(model: nn.Module, path: Path, images: Tensor) -> str:
         What was checked, in one line.
 
     Raises:
-        ExportError: the file cannot be written, or its logits differ by more than `TOLERANCE`; a
-            file that was there before stays.
+        ExportError: its logits differ by more than `TOLERANCE`; a file that was there before stays.
+        files.FileError: it cannot be written.
     """
     # Imported here because they are an optional extra.
     import onnxruntime
@@ -99,7 +98,7 @@ def to_onnx(model: nn.Module, path: Path, images: Tensor) -> str:
     ClearMetadataAndDocStringPass()(program.model)
 
     expected = engine.predict(model, images)
-    with _kept_if_good(path) as file:
+    with replacing(path) as file:
         program.save(file, external_data=False)
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         for size in CHECKED_BATCH_SIZES:
@@ -118,16 +117,3 @@ def to_onnx(model: nn.Module, path: Path, images: Tensor) -> str:
         f"onnxruntime's logits of {len(images)} test images, in batches of {sizes}, are torch's"
         f" (to {TOLERANCE:g})"
     )
-
-
-@contextmanager
-def _kept_if_good(path: Path) -> Iterator[Path]:
-    """Yield where to write the file; it takes its place when the block ends without an error."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".incoming-") as folder:
-            file = Path(folder, path.name)
-            yield file
-            file.replace(path)
-    except OSError as error:
-        raise ExportError(f"cannot write {path}: {error.strerror or error}") from error

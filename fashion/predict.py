@@ -1,7 +1,6 @@
 """Name what images show: gather samples, classify them, and show the answers."""
 
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,15 +10,11 @@ from torch import Tensor, nn
 
 from fashion import engine, images
 from fashion.data import CLASSES, Subset
-from fashion.errors import FashionError
+from fashion.files import replacing
 
 WIDTH = 80
 # 20 rows of the figure: matplotlib draws at most 65,535 pixels, and people look at fewer.
 MAX_DRAWN = 60
-
-
-class PredictError(FashionError):
-    """An answer cannot be written."""
 
 
 class Sample(NamedTuple):
@@ -93,7 +88,7 @@ def write(answers: Sequence[Answer], path: Path) -> None:
     null where nobody knows), rank (1 for the most probable), predicted (a class), probability.
 
     Raises:
-        PredictError: the file cannot be written.
+        files.FileError: the file cannot be written.
     """
     table = pd.DataFrame(
         [
@@ -103,10 +98,11 @@ def write(answers: Sequence[Answer], path: Path) -> None:
         ],
         columns=["image", "true", "rank", "predicted", "probability"],
     )
-    if path.suffix.lower() == ".json":
-        _replace(path, lambda file: table.to_json(file, orient="records", indent=2))
-    else:
-        _replace(path, lambda file: table.to_csv(file, index=False))
+    with replacing(path) as file:
+        if path.suffix.lower() == ".json":
+            table.to_json(file, orient="records", indent=2)
+        else:
+            table.to_csv(file, index=False)
 
 
 def draw(answers: Sequence[Answer], path: Path) -> None:
@@ -115,7 +111,7 @@ def draw(answers: Sequence[Answer], path: Path) -> None:
     Green and red tell right from wrong, if the true class of every image is known.
 
     Raises:
-        PredictError: the file cannot be written.
+        files.FileError: the file cannot be written.
     """
     # Imported here because scikit-learn, which it uses, takes a second to load.
     from fashion import figures
@@ -129,7 +125,8 @@ def draw(answers: Sequence[Answer], path: Path) -> None:
         true=true if all_known else None,
         title=f"the first {len(drawn)} of {len(answers):,}" if len(drawn) < len(answers) else "",
     )
-    _replace(path, lambda file: figure.savefig(file, dpi=100))
+    with replacing(path) as file:
+        figure.savefig(file, dpi=100)
 
 
 def _caption(answer: Answer) -> str:
@@ -142,14 +139,3 @@ def _caption(answer: Answer) -> str:
 def _shorten(text: str, width: int) -> str:
     # Of a long path the end tells more.
     return text if len(text) <= width else f"...{text[3 - width :]}"
-
-
-def _replace(path: Path, write_to: Callable[[Path], object]) -> None:
-    """Write a file in one step: whole, or not at all."""
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".incoming-") as folder:
-            file = Path(folder, path.name)
-            write_to(file)
-            file.replace(path)
-    except OSError as error:
-        raise PredictError(f"cannot write {path}: {error.strerror or error}") from error

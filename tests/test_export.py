@@ -14,6 +14,7 @@ from torch import nn
 from entrypoints.export import export as command
 from fashion import engine, export, models, registry, tracking
 from fashion.data import FashionMNIST, to_float
+from fashion.files import FileError
 
 ROOT = Path(__file__).parent.parent
 
@@ -101,7 +102,7 @@ def test_a_missing_onnx_package_is_one_line(
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "models").write_text("a file")
-    with pytest.raises(export.ExportError, match="cannot write"):
+    with pytest.raises(FileError, match="cannot write"):
         export.to_pth(nn.Linear(2, 2), tmp_path / "models" / "linear.pth")
 
 

@@ -295,7 +295,7 @@ def test_a_version_tells_where_it_comes_from_and_what_it_is(
     assert "**Metrics.** Selected by val_accuracy, on validation data." in version.description
     assert f"| test_accuracy | {logged['test_accuracy']:.4f} |" in version.description
     assert "| --- | --- |" in version.description
-    assert "59,800 training images,\n200 held out" in version.description
+    assert "59,800 training images, 200 held out" in version.description
     assert "mistaken as" in version.description
 
 

@@ -1,0 +1,31 @@
+"""Write files whole or not at all."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fashion.errors import FashionError
+
+
+class FileError(FashionError):
+    """A file cannot be written."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield where to write what `path` shall hold; it takes its place when the block succeeds.
+
+    Folders that are missing are made. When the block fails, a file that was there before stays.
+
+    Raises:
+        FileError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".incoming-") as folder:
+            file = Path(folder, path.name)
+            yield file
+            file.replace(path)
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
