@@ -542,13 +542,14 @@ def test_the_output_file_holds_what_would_have_been_printed(
 ) -> None:
     log_run(metrics={"val_accuracy": 0.9})
     printed = run_compare("--format", output_format).stdout
-    path = tmp_path / "comparison"
+    path = tmp_path / "new" / "comparison"
     result = run_compare("--format", output_format, "--output", str(path))
     assert (result.exit_code, result.stdout) == (0, "")
     assert path.read_text(encoding="utf-8") == printed
 
 
-@pytest.mark.parametrize("path", ["missing/file.csv", "."])
+# A file where a folder would have to be, and a folder where the file would.
+@pytest.mark.parametrize("path", ["mlflow.db/file.csv", "."])
 def test_a_path_that_cannot_be_written_is_named_in_one_line(tmp_path: Path, path: str) -> None:
     log_run()
     assert path in assert_one_line(run_compare("--output", path, "--log"))
