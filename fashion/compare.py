@@ -42,7 +42,7 @@ UNFINISHED = "attributes.status != 'FINISHED'"
 FORMATS = ["table", "markdown", "csv", "json", "html"]
 
 TERMINAL_WIDTH = 80
-MODEL_WIDTH = 12
+MODEL_WIDTH = 15
 # What a table that is too wide does without, in this order.
 EXPENDABLE = ["images_per_second", "val_loss", "test_loss", "train_seconds"]
 
