@@ -13,6 +13,7 @@ import pytest
 import yaml
 from packaging.markers import Marker
 
+from fashion import compare
 from fashion.data import FashionMNIST
 from tests.conftest import ROOT
 
@@ -51,6 +52,16 @@ def test_every_parameter_is_passed_on(entry_point: str) -> None:
     for name in PROJECT["entry_points"][entry_point]["parameters"]:
         expected += [f"--{name.replace('_', '-')}", f"{{{name}}}"]
     assert words[3:] == expected
+
+
+def test_choices_that_help_must_know_without_imports_are_those_of_the_library() -> None:
+    choices = {
+        option.name: option.type.choices
+        for option in command_of("compare").params
+        if isinstance(option.type, click.Choice)
+    }
+    assert list(choices["metric"]) == compare.METRICS
+    assert list(choices["output_format"]) == compare.FORMATS
 
 
 def locked_versions() -> dict[str, str]:
