@@ -3,6 +3,9 @@
 import gzip
 import multiprocessing
 import shutil
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -143,6 +146,41 @@ def test_sources_are_tried_in_order(
     shutil.copytree(files, tmp_path / "env")
     assert data.locate() == tmp_path / "env"
     assert data.locate(files) == files
+
+
+def test_torchvisions_download_fills_the_directory_and_shows_progress(
+    files: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    from torchvision.datasets import FashionMNIST as TorchvisionFashionMNIST
+
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    for name in FILES:
+        content = gzip.compress((files / name).read_bytes(), compresslevel=1)
+        (mirror / f"{name}.gz").write_bytes(content)
+    server = ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(mirror))
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        monkeypatch.setattr(data, "DEBIAN_DIR", tmp_path / "nowhere")
+        monkeypatch.setattr(
+            TorchvisionFashionMNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"]
+        )
+        # torchvision checks the MD5 of the published gz files; these were compressed anew.
+        monkeypatch.setattr(
+            TorchvisionFashionMNIST, "resources", [(f"{name}.gz", None) for name in FILES]
+        )
+        loaded = data.load(tmp_path / "target")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert len(loaded.train) == 60_000
+    assert sorted(path.name for path in (tmp_path / "target").iterdir()) == sorted(FILES)
+    assert "100%" in capfd.readouterr().err
 
 
 def test_without_any_source_the_error_names_them_all(
