@@ -15,9 +15,9 @@ from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 from rich import box
 from rich.cells import cell_len
-from rich.console import Console
 from rich.table import Table
 
+from fashion import terminal
 from fashion.errors import FashionError
 from fashion.files import replacing
 
@@ -41,7 +41,6 @@ FINISHED = "attributes.status = 'FINISHED'"
 UNFINISHED = "attributes.status != 'FINISHED'"
 FORMATS = ["table", "markdown", "csv", "json", "html"]
 
-TERMINAL_WIDTH = 80
 MODEL_WIDTH = 15
 # What a table that is too wide does without, in this order.
 EXPENDABLE = ["images_per_second", "val_loss", "test_loss", "train_seconds"]
@@ -292,7 +291,7 @@ def _terminal(table: pd.DataFrame, metric: str) -> str:
     rows = [cells(row, metric) for _, row in table.iterrows()]
     columns = {header: [row[header] for row in rows] for header in rows[0]}
     for name in EXPENDABLE:
-        if name != metric and _width(columns) > TERMINAL_WIDTH:
+        if name != metric and _width(columns) > terminal.WIDTH:
             columns.pop(STYLES[name].header, None)
     rich_table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for header in columns:
@@ -305,11 +304,7 @@ def _terminal(table: pd.DataFrame, metric: str) -> str:
         )
     for texts in zip(*columns.values(), strict=True):
         rich_table.add_row(*texts)
-    # Names are text, also where they look like rich's markup.
-    console = Console(width=TERMINAL_WIDTH, color_system=None, markup=False, emoji=False)
-    with console.capture() as capture:
-        console.print(rich_table)
-    return "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
+    return terminal.render(rich_table)
 
 
 def _width(columns: Mapping[str, Sequence[str]]) -> int:

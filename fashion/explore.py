@@ -1,6 +1,5 @@
 """Look inside a model: the shape of every layer, what one image becomes, what the filters are."""
 
-import io
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,13 +12,13 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchinfo import summary
 from torchvision.utils import make_grid
 
+from fashion import terminal
 from fashion.data import CLASSES, IMAGE_SHAPE
 from fashion.errors import FashionError
 from fashion.files import replacing
@@ -175,13 +174,7 @@ def render(table: Iterable[Layer], title: str) -> str:
             f"{layer.parameters:,}" if layer.parameters else "-",
             _times(layer.receptive_field),
         )
-    console = Console(
-        width=80, file=io.StringIO(), color_system=None, markup=False, emoji=False, highlight=False
-    )
-    console.print(title, rich_table, LEGEND, sep="\n")
-    file = console.file
-    assert isinstance(file, io.StringIO)
-    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+    return terminal.render(title, rich_table, LEGEND)
 
 
 def feature_maps(model: nn.Module, image: Tensor) -> dict[str, Tensor]:

@@ -8,11 +8,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from fashion import engine, images
+from fashion import engine, images, terminal
 from fashion.data import CLASSES, Subset
 from fashion.files import replacing
 
-WIDTH = 80
 # 20 rows of the figure: matplotlib draws at most 65,535 pixels, and people look at fewer.
 MAX_DRAWN = 60
 
@@ -76,7 +75,7 @@ def render(answers: Sequence[Answer]) -> str:
     lines = []
     for sample, classes, probabilities in answers:
         title = f"{sample.name} (true class: {sample.true})" if sample.true else sample.name
-        lines.append(_shorten(title, WIDTH))
+        lines.append(_shorten(title, terminal.WIDTH))
         lines += [f"{p:8.2%}  {name}" for name, p in zip(classes, probabilities, strict=True)]
     return "".join(f"{line}\n" for line in lines)
 

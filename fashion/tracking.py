@@ -111,7 +111,7 @@ def train(
         # The test is of what is stored: the model on the CPU, where a GPU's rounding is gone.
         model.to("cpu")
         test = engine.evaluate(model, dataset.test)
-        logged = _log_model(model, dataset.test)
+        logged = _log_model(model, dataset.test, test)
         final = {
             "test_loss": test.loss,
             "test_accuracy": test.accuracy,
@@ -226,20 +226,19 @@ def _log_lineage(training: Subset, validation: Subset | None, test: Subset) -> N
     )
 
 
-def _log_model(model: nn.Module, example: Subset) -> mlflow.models.model.ModelInfo:
+def _log_model(
+    model: nn.Module, subset: Subset, answers: Evaluation
+) -> mlflow.models.model.ModelInfo:
     """Log the model as a pt2 archive: no pickle, and no code of this project to load it.
 
     A batch of two keeps the batch dimension dynamic: torch.export fixes a dimension of size 1.
     """
-    images = data.to_float(example.images[:2])
-    model.eval()
-    with torch.inference_mode():
-        logits = model(images)
+    images = data.to_float(subset.images[:2]).numpy()
     return mlflow.pytorch.log_model(
         model,
         name=MODEL_ARTIFACT,
-        signature=infer_signature(images.numpy(), logits.numpy()),
-        input_example=images.numpy(),
+        signature=infer_signature(images, answers.logits[:2].numpy()),
+        input_example=images,
         pip_requirements=PIP_REQUIREMENTS,
         serialization_format="pt2",
     )
@@ -259,8 +258,8 @@ def _log_artifacts(
         root = Path(folder)
         confusion.to_csv(root / "confusion_matrix.csv")
         (root / "confused_pairs.txt").write_text("".join(f"{pair}\n" for pair in pairs))
-        _save(figures.confusion_matrix(confusion, title), root / "confusion_matrix.png")
-        _save(figures.learning_curves(history, experiment.model), root / "learning_curves.png")
+        figures.confusion_matrix(confusion, title).savefig(root / "confusion_matrix.png")
+        figures.learning_curves(history, experiment.model).savefig(root / "learning_curves.png")
         rows = torch.randperm(
             len(subset), generator=torch.Generator().manual_seed(experiment.recipe.seed)
         )[:9]
@@ -270,13 +269,9 @@ def _log_artifacts(
             true=[CLASSES[index] for index in subset.labels[rows]],
             title=title,
         )
-        _save(grid, root / "predictions.png")
+        grid.savefig(root / "predictions.png")
         mlflow.log_artifacts(folder)
     return pairs
-
-
-def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=100)
 
 
 def _note(

@@ -12,12 +12,23 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 import mlflow
 import pytest
+from click.testing import Result
 
 from fashion import data, tracking
 from fashion.data import FashionMNIST, Subset
 from fashion.engine import Recipe
 
 ROOT = Path(__file__).parent.parent
+
+
+def assert_one_line(result: Result, exit_code: int = 1) -> str:
+    """Check that the command failed with a message and without a traceback; return it."""
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == exit_code
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith("Error: ")
+    return result.stderr
 
 
 @pytest.fixture(scope="session")

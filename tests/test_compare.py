@@ -17,6 +17,7 @@ from rich.cells import cell_len
 
 from entrypoints.compare import compare
 from fashion.compare import COLUMNS, FORMATS, GROUP_KEY, METRICS, lower_is_better
+from tests.conftest import assert_one_line
 
 pytestmark = [pytest.mark.usefixtures("store"), pytest.mark.filterwarnings("error::FutureWarning")]
 
@@ -80,16 +81,6 @@ def table_lines(*arguments: str) -> list[str]:
     result = run_compare(*arguments)
     assert result.exit_code == 0, result.output
     return result.stdout.splitlines()
-
-
-def assert_one_line(result: Result, exit_code: int = 1) -> str:
-    """Check that the command failed with a message and without a traceback; return it."""
-    assert isinstance(result.exception, SystemExit), result.exception
-    assert result.exit_code == exit_code
-    assert result.stdout == ""
-    assert len(result.stderr.splitlines()) == 1
-    assert result.stderr.startswith("Error: ")
-    return result.stderr
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -25,6 +25,7 @@ from fashion.compare import Query
 from fashion.data import FashionMNIST
 from fashion.engine import Recipe
 from fashion.registry import CHAMPION, MODEL_NAME, PREVIOUS, Outcome, RegistryError
+from tests.conftest import assert_one_line
 
 # Far enough apart that no processor's rounding changes their order. Each is the one run of an
 # experiment of its own name.
@@ -100,16 +101,6 @@ def register(runs: dict[str, str], small: FashionMNIST) -> Callable[..., Outcome
 
 def run_register(*arguments: str) -> Result:
     return CliRunner().invoke(register_command, arguments)
-
-
-def assert_one_line(result: Result, exit_code: int = 1) -> str:
-    """Check that the command failed with a message and without a traceback; return it."""
-    assert isinstance(result.exception, SystemExit), result.exception
-    assert result.exit_code == exit_code
-    assert result.stdout == ""
-    assert len(result.stderr.splitlines()) == 1
-    assert result.stderr.startswith("Error: ")
-    return result.stderr
 
 
 def versions(name: str = MODEL_NAME) -> dict[str, str]:

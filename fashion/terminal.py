@@ -1,0 +1,14 @@
+"""Text for a terminal of 80 columns."""
+
+from rich.console import Console, RenderableType
+
+WIDTH = 80
+
+
+def render(*blocks: RenderableType) -> str:
+    """Return the blocks, one under the other, as plain text of at most `WIDTH` columns."""
+    # Names are text, also where they look like rich's markup.
+    console = Console(width=WIDTH, color_system=None, markup=False, emoji=False, highlight=False)
+    with console.capture() as capture:
+        console.print(*blocks, sep="\n")
+    return "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
