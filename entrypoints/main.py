@@ -15,6 +15,7 @@ def main(
     seed: int,
     val_size: int,
     device: str,
+    kernels: str,
     data_dir: str,
     system_metrics: bool,
 ) -> None:
@@ -24,7 +25,7 @@ def main(
 
     dataset = data.load(data_dir)
     tracking.connect()
-    recipe = Recipe(epochs, batch_size, lr, seed)
+    recipe = Recipe(epochs, batch_size, lr, seed, kernels)
     with tracking.group("lab", system_metrics) as parent:
         for model in ("baseline", "nonlinear", "cnn"):
             click.echo(f"Training {model}")

@@ -86,6 +86,24 @@ class Device(click.Choice):
         return device
 
 
+class Kernels(click.Choice):
+    """What computes the CNN; native only where this machine can compile it."""
+
+    def __init__(self) -> None:
+        super().__init__(["auto", "native", "torch"])
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from fashion import native
+
+        kernels = super().convert(value, param, ctx)
+        if kernels == "native":
+            try:
+                native.library()
+            except native.KernelError as error:
+                self.fail(f"{error}.", param, ctx)
+        return kernels
+
+
 def switch(name: str, **attributes: Any) -> Callable:
     """Declare an option that is true when given alone, and takes true or false from MLproject."""
     return click.option(
@@ -177,6 +195,14 @@ def training_options(command: Callable) -> Callable:
             default="auto",
             show_default=True,
             help="Where to train; auto takes cuda, else mps, else cpu.",
+        ),
+        click.option(
+            "--kernels",
+            type=Kernels(),
+            default="auto",
+            show_default=True,
+            help="What computes the CNN on a CPU: torch, with the lab's results bit for bit;"
+            " native, several times faster; auto is native where it can be compiled.",
         ),
         data_dir_option,
         switch("--system-metrics", help="Log CPU, memory and network use too."),

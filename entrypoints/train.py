@@ -23,6 +23,7 @@ def train(
     seed: int,
     val_size: int,
     device: str,
+    kernels: str,
     data_dir: str,
     system_metrics: bool,
 ) -> None:
@@ -34,7 +35,7 @@ def train(
     tracking.connect()
     run_id = tracking.train(
         tracking.Experiment(
-            model, hidden_units, val_size, device, Recipe(epochs, batch_size, lr, seed)
+            model, hidden_units, val_size, device, Recipe(epochs, batch_size, lr, seed, kernels)
         ),
         dataset,
         system_metrics=system_metrics,

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from fashion.errors import DataError
+from fashion.files import cache_dir
 
 CLASSES = (
     "T-shirt/top",
@@ -185,16 +186,12 @@ def locate(data_dir: str | Path | None = None) -> Path:
         DataError: no source could be reached, or the directory cannot be written.
     """
     chosen = data_dir or os.environ.get("FASHION_DATA_DIR")
-    directory = Path(chosen).expanduser() if chosen else _cache_dir()
+    directory = Path(chosen).expanduser() if chosen else cache_dir()
     if _missing(directory):
         if not chosen and not _missing(DEBIAN_DIR):
             return DEBIAN_DIR
         _fill(directory)
     return directory
-
-
-def _cache_dir() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fashion-mnist"
 
 
 def _path(directory: Path, name: str) -> Path | None:

@@ -1,5 +1,6 @@
-"""Write files whole or not at all."""
+"""Write files whole or not at all; where downloads and compiled kernels are kept."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,11 @@ from fashion.errors import FashionError
 
 class FileError(FashionError):
     """A file cannot be written."""
+
+
+def cache_dir() -> Path:
+    """Return this project's folder in the user's cache; it need not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fashion-mnist"
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import mlflow
@@ -98,15 +98,17 @@ def train(
     device = engine.resolve_device(experiment.device)
     training, validation = dataset.split(experiment.val_size)
     model = models.build(experiment.model, experiment.hidden_units, experiment.recipe.seed)
+    model.to(device)
+    kernels = engine.resolve_kernels(experiment.recipe.kernels, model)
+    recipe = replace(experiment.recipe, kernels=kernels)
     with mlflow.start_run(
         run_name=experiment.model, nested=nested, log_system_metrics=system_metrics
     ) as run:
         mlflow.set_tag(MODEL_TAG, experiment.model)
-        _log_params(run, experiment, model, device)
+        _log_params(run, experiment, model, device, kernels)
         _log_lineage(training, validation, dataset.test)
 
-        model.to(device)
-        history, train_seconds = _fit(model, training, validation, experiment.recipe)
+        history, train_seconds = _fit(model, training, validation, recipe)
         speed = len(training) * experiment.recipe.epochs / train_seconds
         # The test is of what is stored: the model on the CPU, where a GPU's rounding is gone.
         model.to("cpu")
@@ -189,7 +191,11 @@ def _progress(number: int, epochs: int, metrics: Mapping[str, float], seconds: f
 
 
 def _log_params(
-    run: mlflow.ActiveRun, experiment: Experiment, model: nn.Module, device: torch.device
+    run: mlflow.ActiveRun,
+    experiment: Experiment,
+    model: nn.Module,
+    device: torch.device,
+    kernels: str,
 ) -> None:
     params = {
         "model": experiment.model,
@@ -202,6 +208,7 @@ def _log_params(
         "device_name": (
             torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         ),
+        "kernels_used": kernels,
         "threads": torch.get_num_threads(),
         "torch_version": torch.__version__,
         "python_version": platform.python_version(),

@@ -1,12 +1,12 @@
-"""Our loop ends with exactly the weights that the lab's loop ends with."""
+"""With PyTorch's kernels our loop ends with exactly the weights of the lab's loop."""
 
 import pytest
 import torch
 
+from benchmarks.lab import run_lab
 from fashion import engine, models
 from fashion.data import FashionMNIST, Subset
 from fashion.engine import Recipe
-from tests.lab import run_lab
 
 # The lab's accuracies in percent, as it prints them: the mean over the test set's batches.
 LAB_ACCURACY = {"baseline": 83.43, "nonlinear": 75.02, "cnn": 88.48}
@@ -30,7 +30,7 @@ def test_the_weights_are_the_labs_on_a_few_thousand_images(
 ) -> None:
     lab = run_lab(name, small, epochs)
     model = models.build(name, hidden_units=10, seed=42)
-    list(engine.train(model, small.train, Recipe(epochs=epochs)))
+    list(engine.train(model, small.train, Recipe(epochs=epochs, kernels="torch")))
     assert_same_weights(model, lab.model)
 
 
@@ -49,7 +49,7 @@ def test_the_full_recipe_gives_the_labs_accuracy_and_weights(
 ) -> None:
     training, _ = dataset.split(0)
     model = models.build(name, hidden_units=10, seed=42)
-    list(engine.train(model, training, Recipe()))
+    list(engine.train(model, training, Recipe(kernels="torch")))
     test = engine.evaluate(model, dataset.test)
     accuracy = batch_mean_accuracy(test.logits, dataset.test)
     assert round(100 * accuracy, 2) == LAB_ACCURACY[name]

@@ -37,6 +37,8 @@ def test_parameters_say_what_ran(run: Run) -> None:
         "batch_size": "32",
         "lr": "0.1",
         "seed": "42",
+        "kernels": "auto",
+        "kernels_used": "torch",
         "optimizer": "SGD",
         "val_size": "200",
         "split_seed": "42",

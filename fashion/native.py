@@ -1,0 +1,142 @@
+"""The convolutions of TinyVGG on a CPU, by conv3x3.c: PyTorch's results within rounding, sooner.
+
+The C file is compiled on first use with the machine's own compiler and kept in the cache.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fashion.errors import FashionError
+from fashion.files import FileError, cache_dir, replacing
+from fashion.models import TinyVGG
+
+SOURCE = Path(__file__).with_name("conv3x3.c")
+# Images in a block: LANES of the C file.
+LANES = 8
+# PyTorch's own convolutions catch up as channels grow: benchmarks/README.md has the ratios.
+MAX_CHANNELS = 64
+
+
+class KernelError(FashionError):
+    """The kernels cannot be compiled or loaded on this machine."""
+
+
+def supports(model: nn.Module) -> TypeGuard[TinyVGG]:
+    """Tell whether `forward` can compute this model where it is."""
+    return (
+        isinstance(model, TinyVGG)
+        and all(p.is_cpu and p.dtype == torch.float32 for p in model.parameters())
+        # The first parameter is a convolution's weight: (hidden units, 1, 3, 3).
+        and len(next(model.parameters())) <= MAX_CHANNELS
+    )
+
+
+def forward(model: TinyVGG, images: Tensor) -> Tensor:
+    """Compute what `model(images)` computes, differentiable with respect to the parameters.
+
+    Args:
+        model: one that `supports` accepts.
+        images: float32, shape (N, 1, 28, 28), on the CPU.
+
+    Returns:
+        Logits, float32, shape (N, 10).
+
+    Raises:
+        KernelError: see `library`.
+    """
+    size = len(images)
+    padded = F.pad(images, (0, 0, 0, 0, 0, 0, 0, -size % LANES))
+    # (N, 1, 28, 28) to (blocks, 1, 30, 30, LANES): see conv3x3.c.
+    x = F.pad(padded.unflatten(0, (-1, LANES)).permute(0, 2, 3, 4, 1), (0, 0, 1, 1, 1, 1))
+    x = x.contiguous()
+    for block in (model.block_1, model.block_2):
+        first, _, second, _, _ = block
+        x = _Conv.apply(x, first.weight, first.bias, False)
+        x = _Conv.apply(x, second.weight, second.bias, True)
+    features = x[:, :, 1:-1, 1:-1].permute(0, 4, 1, 2, 3).flatten(0, 1)
+    return model.classifier(features[:size])
+
+
+class _Conv(torch.autograd.Function):
+    """relu(conv(x)), max-pooled if `pool`, in the layout of conv3x3.c."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, pool: bool) -> Tensor:
+        blocks, channels, size = x.shape[0], x.shape[1], x.shape[2] - 2
+        y_size = size // 2 if pool else size
+        y = torch.empty(blocks, len(weight), y_size + 2, y_size + 2, LANES)
+        places = torch.empty(
+            (blocks, len(weight), y_size, y_size, LANES) if pool else 0, dtype=torch.int32
+        )
+        ctx.sizes = (blocks, channels, len(weight), size, int(pool))
+        weight = weight.contiguous()
+        library().conv_forward(*map(_address, (x, weight, bias, y, places)), *ctx.sizes)
+        ctx.save_for_backward(x, weight, y, places)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
+        x, weight, y, places = ctx.saved_tensors
+        dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        dw, db = torch.empty_like(weight), torch.empty(len(weight))
+        arguments = (dy.contiguous(), x, weight, y, places, dx, dw, db)
+        library().conv_backward(*map(_address, arguments), *ctx.sizes)
+        return dx, dw, db, None
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """Return the compiled kernels, from the cache where this source and compiler made them before.
+
+    The compiler is the environment variable CC, else cc: GCC or Clang, with OpenMP.
+
+    Raises:
+        KernelError: there is no such compiler, it fails, or the cache cannot be written.
+    """
+    compiler = shlex.split(os.environ.get("CC") or "cc")
+    flags = ["-O2", "-fPIC", "-shared", "-fopenmp"]
+    if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
+        flags += ["-mavx2", "-mfma"]
+    key = hashlib.sha256(" ".join([*compiler, *flags]).encode() + SOURCE.read_bytes())
+    path = cache_dir() / "kernels" / f"conv3x3-{key.hexdigest()[:16]}.so"
+    try:
+        if not path.exists():
+            with replacing(path) as file:
+                _run([*compiler, *flags, "-o", str(file), str(SOURCE)])
+        kernels = ctypes.CDLL(str(path))
+    except (OSError, FileError, KernelError) as error:
+        reason = str(error).splitlines()[0]
+        raise KernelError(
+            f"the native kernels cannot be compiled ({reason}): install a C compiler with OpenMP,"
+            " or train with --kernels torch"
+        ) from error
+    pointer, integer = ctypes.c_void_p, ctypes.c_int
+    kernels.conv_forward.argtypes = [pointer] * 5 + [integer] * 5
+    kernels.conv_backward.argtypes = [pointer] * 8 + [integer] * 5
+    kernels.conv_forward.restype = kernels.conv_backward.restype = None
+    return kernels
+
+
+def _run(command: list[str]) -> None:
+    """Run a compiler; raise KernelError with what it said when it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise KernelError(f"{command[0]}: {error}") from error
+    if done.returncode:
+        raise KernelError(done.stderr.strip() or f"{command[0]} failed")

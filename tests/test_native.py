@@ -1,0 +1,151 @@
+"""The native kernels compute what PyTorch computes, and are done without where there are none."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from click.testing import CliRunner
+from torch.nn import functional as F
+
+from entrypoints.train import train as train_command
+from fashion import engine, models, native
+from fashion.data import FashionMNIST, to_float
+from fashion.engine import Recipe
+from fashion.native import KernelError
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """A machine that has no C compiler and has never had one."""
+    monkeypatch.setenv("CC", "no-such-compiler")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    native.library.cache_clear()
+    yield
+    native.library.cache_clear()
+
+
+def loss_and_gradients(
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    model: torch.nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+) -> tuple[float, list[torch.Tensor]]:
+    loss = F.cross_entropy(forward(images), labels)
+    return loss.item(), list(torch.autograd.grad(loss, list(model.parameters())))
+
+
+@pytest.mark.parametrize("hidden_units", [1, 3, 10, 13, 64])
+@pytest.mark.parametrize("batch_size", [1, 8, 33])
+def test_loss_and_gradients_are_pytorchs(
+    small: FashionMNIST, hidden_units: int, batch_size: int
+) -> None:
+    model = models.build("cnn", hidden_units, seed=7)
+    assert native.supports(model)
+    images, labels = to_float(small.train.images[:batch_size]), small.train.labels[:batch_size]
+    loss, gradients = loss_and_gradients(lambda x: native.forward(model, x), model, images, labels)
+    # What is exact to float32's precision is told from what is merely close by float64.
+    exact_model = models.build("cnn", hidden_units, seed=7).double()
+    exact_loss, exact = loss_and_gradients(exact_model, exact_model, images.double(), labels)
+    assert loss == pytest.approx(exact_loss, rel=1e-6)
+    for ours, expected in zip(gradients, exact, strict=True):
+        assert (ours - expected).norm() <= 1e-3 * expected.norm()
+
+
+def test_a_trained_network_has_the_same_gradients_too(small: FashionMNIST) -> None:
+    # In training some units die and many inputs of a window tie at zero.
+    model = models.build("cnn", 10, seed=42)
+    list(engine.train(model, small.train, Recipe(epochs=2)))
+    images, labels = to_float(small.test.images), small.test.labels
+    _, ours = loss_and_gradients(lambda x: native.forward(model, x), model, images, labels)
+    _, pytorchs = loss_and_gradients(model, model, images, labels)
+    for our, expected in zip(ours, pytorchs, strict=True):
+        assert (our - expected).norm() <= 1e-4 * expected.norm()
+
+
+def test_equal_values_in_a_window_share_no_gradient() -> None:
+    # Blank images: all four values of every window are equal, and one of them takes the gradient.
+    model = models.build("cnn", 10, seed=42)
+    images, labels = torch.ones(3, 1, 28, 28), torch.tensor([0, 1, 2])
+    _, ours = loss_and_gradients(lambda x: native.forward(model, x), model, images, labels)
+    _, pytorchs = loss_and_gradients(model, model, images, labels)
+    for our, expected in zip(ours, pytorchs, strict=True):
+        assert torch.allclose(our, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_the_number_of_threads_changes_nothing(small: FashionMNIST) -> None:
+    model = models.build("cnn", 10, seed=42)
+    images = to_float(small.train.images[:100])
+
+    def gradients(threads: int) -> list[torch.Tensor]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            x = native.forward(model, images)
+            gradients = torch.autograd.grad((x * x).sum(), list(model.block_1.parameters()))
+            return [x.detach(), *gradients]
+        finally:
+            torch.set_num_threads(before)
+
+    for one, two in zip(gradients(1), gradients(2), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_training_goes_the_same_way(small: FashionMNIST) -> None:
+    def losses(kernels: str) -> list[float]:
+        model = models.build("cnn", 10, seed=42)
+        recipe = Recipe(epochs=2, lr=0.05, kernels=kernels)
+        return [epoch.loss for epoch in engine.train(model, small.train, recipe)]
+
+    assert losses("native") == pytest.approx(losses("torch"), rel=0.01)
+    assert losses("native") != losses("torch")  # else the same code ran twice
+
+
+def test_they_serve_the_cnn_alone() -> None:
+    assert engine.resolve_kernels("native", models.build("baseline", 10, 42)) == "torch"
+    assert engine.resolve_kernels("native", models.build("cnn", 10, 42)) == "native"
+    assert engine.resolve_kernels("auto", models.build("cnn", 10, 42)) == "native"
+    assert engine.resolve_kernels("auto", models.build("cnn", 65, 42)) == "torch"
+    assert engine.resolve_kernels("auto", models.build("cnn", 10, 42).double()) == "torch"
+    assert engine.resolve_kernels("torch", models.build("cnn", 10, 42)) == "torch"
+
+
+def test_without_a_compiler_pytorch_trains(
+    no_compiler: None,
+    train_small: Callable[..., str],
+    small: FashionMNIST,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run = mlflow.get_run(train_small("cnn"))
+    assert run.data.params["kernels"] == "auto"
+    assert run.data.params["kernels_used"] == "torch"
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("fashion")]
+    with pytest.raises(KernelError, match="no-such-compiler"):
+        engine.resolve_kernels("native", models.build("cnn", 10, 42))
+
+
+def test_asked_for_without_a_compiler_they_are_refused_before_a_run(
+    no_compiler: None, store: Path
+) -> None:
+    result = CliRunner().invoke(train_command, ["--kernels", "native"])
+    assert result.exit_code == 2
+    assert "no-such-compiler" in result.stderr
+    assert "--kernels torch" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert mlflow.search_runs(search_all_experiments=True).empty
+
+
+def test_a_compiler_that_fails_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch, no_compiler: None, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CC", "false")
+    with pytest.raises(KernelError):
+        native.library()
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+
+
+def test_the_run_says_what_computed_it(train_small: Callable[..., str]) -> None:
+    for asked, used in {"auto": "native", "torch": "torch"}.items():
+        params = mlflow.get_run(train_small("cnn", kernels=asked)).data.params
+        assert (params["kernels"], params["kernels_used"]) == (asked, used)
