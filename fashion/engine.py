@@ -19,7 +19,7 @@ from fashion.models import TinyVGG
 from fashion.native import KernelError
 
 # Evaluation keeps no gradients, so its batches are as large as stays in a CPU's cache.
-EVAL_BATCH_SIZE = 500
+EVAL_BATCH_SIZE = 100
 # Training images are gathered at least this many at a time.
 GATHERED_IMAGES = 1024
 
@@ -130,7 +130,7 @@ def train(model: nn.Module, data: Subset, recipe: Recipe) -> Iterator[Epoch]:
     """
     device = next(model.parameters()).device
     images, labels = data.images.to(device), data.labels.to(device)
-    train_pass = _make_pass(model, recipe)
+    train_pass = make_pass(model, recipe)
     orders = shuffled_orders(len(data), recipe.seed)
     for number in range(1, recipe.epochs + 1):
         model.train()
@@ -156,10 +156,18 @@ def train(model: nn.Module, data: Subset, recipe: Recipe) -> Iterator[Epoch]:
         yield Epoch(number, loss, accuracy, seconds)
 
 
-def _make_pass(
+def make_pass(
     model: nn.Module, recipe: Recipe
 ) -> Callable[[Iterable[tuple[Tensor, Tensor]]], Tensor]:
-    """Return the function that takes a step on each batch and returns the logits of all."""
+    """Return the function that makes one pass of training over batches.
+
+    It takes batches of float32 images (B, 1, 28, 28) and int64 targets (B,), takes a step on each,
+    and returns the logits (N, 10) of all, each from just before its step.
+
+    Args:
+        model: what is trained, in place.
+        recipe: the learning rate and the kernels; the rest is up to the caller.
+    """
     if mlp.supports(model):
         return mlp.make_pass(model, recipe.lr)
     forward: Callable[[Tensor], Tensor] = model

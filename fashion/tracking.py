@@ -113,7 +113,7 @@ def train(
         # The test is of what is stored: the model on the CPU, where a GPU's rounding is gone.
         model.to("cpu")
         test = engine.evaluate(model, dataset.test)
-        logged = _log_model(model, dataset.test, test)
+        logged = log_model(model, dataset.test, test)
         final = {
             "test_loss": test.loss,
             "test_accuracy": test.accuracy,
@@ -233,13 +233,17 @@ def _log_lineage(training: Subset, validation: Subset | None, test: Subset) -> N
     )
 
 
-def _log_model(
+def log_model(
     model: nn.Module, subset: Subset, answers: Evaluation
 ) -> mlflow.models.model.ModelInfo:
-    """Log the model as a pt2 archive: no pickle, and no code of this project to load it.
+    """Log the model in the active run as a pt2 archive: no pickle, none of our code to load it.
 
-    A batch of two keeps the batch dimension dynamic: torch.export fixes a dimension of size 1.
+    Args:
+        model: in evaluation mode, on the CPU.
+        subset: images, of which the first ones are the input example.
+        answers: the model's answers on `subset`.
     """
+    # A batch of two keeps the batch dimension dynamic: torch.export fixes a dimension of size 1.
     images = data.to_float(subset.images[:2]).numpy()
     return mlflow.pytorch.log_model(
         model,

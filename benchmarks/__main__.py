@@ -1,0 +1,55 @@
+"""Measure what README.md here reports: uv run python -m benchmarks
+
+Prints tables, writes them with every single measurement as JSON, and logs both to MLflow.
+"""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import mlflow
+
+from benchmarks import evaluation, processes, training
+from benchmarks.timing import machine
+from fashion.files import replacing
+
+# Each returns a table in Markdown and the measurements behind it.
+SECTIONS: dict[str, Callable[[int], tuple[str, dict]]] = {
+    "model_logging": evaluation.model_logging,
+    "evaluation": evaluation.evaluation,
+    "floor": training.floor,
+    "processes": processes.processes,
+    "training": training.training,
+    "accuracy": training.accuracy,
+}
+
+
+@click.command()
+@click.option("--repetitions", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--only", type=click.Choice(list(SECTIONS)), multiple=True, help="Just these.")
+@click.option("--seeds", type=click.IntRange(min=2), default=5, show_default=True)
+@click.option("--output", default="benchmarks.json", show_default=True, help="Where the JSON goes.")
+def main(repetitions: int, only: tuple[str, ...], seeds: int, output: str) -> None:
+    """Run all benchmarks but `compare`'s: half an hour on two cores."""
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    results: dict = {"machine": machine(), "repetitions": repetitions}
+    click.echo(", ".join(f"{name} {value}" for name, value in machine().items()))
+    tables = []
+    for name, section in SECTIONS.items():
+        if not only or name in only:
+            text, results[name] = section(seeds if name == "accuracy" else repetitions)
+            tables.append(f"## {name.replace('_', ' ')}\n\n{text}\n")
+            click.echo(f"\n{tables[-1]}")
+            with replacing(Path(output)) as file:
+                file.write_text(json.dumps(results, indent=1))
+    mlflow.set_experiment("benchmarks")
+    with mlflow.start_run(run_name="benchmarks"):
+        mlflow.log_params({**machine(), "repetitions": repetitions})
+        mlflow.log_dict(results, "benchmarks.json")
+        mlflow.log_text("\n".join(tables), "benchmarks.md")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Train one model by one contender's loop, in a process of its own; print JSON.
+
+    uv run python -m benchmarks.contenders lab cnn
+
+Each trains for three epochs on all 60,000 images and evaluates the test set after each, on the CPU:
+what the lab's own timer covers. Imports and reading the files are not timed.
+"""
+
+import json
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from benchmarks import lab
+from fashion import data, engine, models
+from fashion.data import FashionMNIST
+from fashion.engine import Recipe
+
+EPOCHS = 3
+SEED = 42
+
+
+def by_lab(name: str, dataset: FashionMNIST) -> nn.Module:
+    return lab.run_lab(name, dataset, EPOCHS, SEED).model
+
+
+def by_lightning(name: str, dataset: FashionMNIST) -> nn.Module:
+    """What one would write with PyTorch Lightning and its MLflow logger."""
+    import lightning
+
+    class Classifier(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = lab.MODELS[name]()
+
+        def training_step(self, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+            images, labels = batch
+            loss = F.cross_entropy(self.model(images), labels)
+            self.log("train_loss", loss, on_step=False, on_epoch=True)
+            return loss
+
+        def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+            images, labels = batch
+            correct = (self.model(images).argmax(dim=1) == labels).float().mean()
+            self.log("test_accuracy", correct)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    lightning.seed_everything(SEED, verbose=False)
+    classifier = Classifier()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = lightning.Trainer(
+            accelerator="cpu",
+            max_epochs=EPOCHS,
+            logger=lightning.pytorch.loggers.MLFlowLogger(tracking_uri=f"sqlite:///{folder}/m.db"),
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            default_root_dir=folder,
+        )
+        trainer.fit(classifier, *lab.dataloaders(dataset))
+    return classifier.model
+
+
+def by_fashion(name: str, dataset: FashionMNIST, kernels: str) -> nn.Module:
+    model = models.build(name, 10, SEED)
+    for _ in engine.train(model, dataset.train, Recipe(epochs=EPOCHS, seed=SEED, kernels=kernels)):
+        engine.evaluate(model, dataset.test)
+    return model
+
+
+CONTENDERS: dict[str, Callable[[str, FashionMNIST], nn.Module]] = {
+    "lab": by_lab,
+    "lightning": by_lightning,
+    "fashion": lambda name, dataset: by_fashion(name, dataset, "auto"),
+    "fashion, kernels=torch": lambda name, dataset: by_fashion(name, dataset, "torch"),
+}
+
+
+def main(contender: str, name: str) -> None:
+    dataset = data.load()
+    model = models.build(name, 10, SEED)
+    engine.resolve_kernels("auto", model)  # compiled once a machine, not once a training
+    before = _peak_mib()
+    start = time.perf_counter()
+    model = CONTENDERS[contender](name, dataset)
+    seconds = time.perf_counter() - start
+    result = {
+        "seconds": seconds,
+        "test_accuracy": engine.evaluate(model.eval(), dataset.test).accuracy,
+        "peak_mib": _peak_mib(),
+        "peak_mib_before": before,
+    }
+    print(json.dumps(result))
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,37 @@
+"""Log the CNN several times in a fresh process; print the seconds of each as JSON.
+
+uv run python -m benchmarks.log_model 4
+"""
+
+import json
+import logging
+import sys
+import tempfile
+import time
+
+import mlflow
+
+from fashion import data, engine, models, tracking
+
+
+def main(times: int) -> None:
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    dataset = data.load()
+    model = models.build("cnn", 10, 42).eval()
+    answers = engine.evaluate(model, dataset.test)
+    seconds = []
+    with tempfile.TemporaryDirectory() as folder:
+        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        mlflow.set_experiment(
+            experiment_id=mlflow.create_experiment("benchmark", f"{folder}/artifacts")
+        )
+        for _ in range(times):
+            with mlflow.start_run():
+                start = time.perf_counter()
+                tracking.log_model(model, dataset.test, answers)
+                seconds.append(time.perf_counter() - start)
+    print(json.dumps(seconds))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,165 @@
+"""Training: the lab's loop, PyTorch Lightning and ours, side by side; the floor beneath them."""
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.contenders import CONTENDERS, EPOCHS, SEED
+from benchmarks.timing import interleave, medians, table
+from fashion import data, engine, models
+from fashion.engine import Recipe
+
+MODELS = ("baseline", "nonlinear", "cnn")
+# Where Lightning is installed MLflow imports it too, which slows the others' start.
+WITH_LIGHTNING = ["uv", "run", "--isolated", "--group", "bench", "python"]
+STEPS = EPOCHS * data.TRAIN_SIZE // 32
+
+
+def training(repetitions: int) -> tuple[str, dict]:
+    """Time the contenders, each in a process of its own, in turn."""
+    results: dict[str, list[dict]] = {}
+    for _, name, contender in product(range(repetitions), MODELS, CONTENDERS):
+        if "torch" in contender and name != "cnn":
+            continue  # the linear models know no other kernels
+        python = [sys.executable] if contender != "lightning" else WITH_LIGHTNING
+        command = [*python, "-m", "benchmarks.contenders", contender, name]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        result = json.loads(done.stdout.splitlines()[-1])
+        results.setdefault(f"{name}: {contender}", []).append(result)
+        print(f"{name}: {contender}: {result['seconds']:.1f} s", file=sys.stderr, flush=True)
+    rows = []
+    for key, runs in results.items():
+        lab = results[f"{key.split(':')[0]}: lab"]
+        ratios = [ours["seconds"] for ours in lab], [run["seconds"] for run in runs]
+        paired = [theirs / ours for theirs, ours in zip(*ratios, strict=True)]
+        rows.append(
+            [
+                key,
+                f"{statistics.median(ratios[1]):.2f}",
+                f"{statistics.median(paired):.1f}",
+                f"{min(paired):.1f} to {max(paired):.1f}",
+                f"{runs[0]['test_accuracy']:.2%}",
+                f"{max(run['peak_mib'] for run in runs):.0f}",
+                f"{max(run['peak_mib'] - run['peak_mib_before'] for run in runs):.0f}",
+            ]
+        )
+    header = [
+        "model: loop",
+        "seconds",
+        "times the lab's speed",
+        "range",
+        "test accuracy",
+        "peak MiB",
+        "of which training",
+    ]
+    return table(header, rows), results
+
+
+def floor(repetitions: int) -> tuple[str, dict]:
+    """Measure what lies beneath: one batch in cache, bare convolutions, arithmetic alone."""
+    dataset = data.load()
+    images, targets = data.to_float(dataset.train.images[:32]), dataset.train.labels[:32]
+    left, right = torch.rand(2, 2048, 2048)
+    subset = data.Subset("32 images", dataset.train.images[:32], targets, "")
+    contenders: dict[str, Callable[[], object]] = {"matrix product": lambda: left @ right}
+    flops = {}
+    for name in MODELS:
+        model = models.build(name, 10, SEED)
+        with FlopCounterMode(display=False) as counter:
+            F.cross_entropy(model(images), targets).backward()
+        flops[name] = counter.get_total_flops()
+        contenders[f"{name}: one batch in cache, autograd and SGD"] = _hundred_steps(
+            model, images, targets
+        )
+        contenders[f"{name}: one batch in cache, ours"] = _ours_hundred_times(name, subset)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        contenders[f"cnn: its four convolutions alone, {_name(layout)}"] = _convolutions(layout)
+    seconds = interleave(contenders, repetitions)
+    middle = medians(seconds)
+    peak = 2 * 2048**3 / middle.pop("matrix product")
+    rows: list[list[object]] = [
+        [name, f"{value * 10:.3f}", f"{value / 100 * STEPS:.1f}"] for name, value in middle.items()
+    ]
+    rows += [
+        [
+            f"{name}: {flops[name] / 32e6:.2f} MFLOP an image at the peak",
+            f"{flops[name] / peak * 1e3:.3f}",
+            f"{flops[name] / peak * STEPS:.1f}",
+        ]
+        for name in MODELS
+    ]
+    text = table([f"peak {peak / 1e9:.0f} GFLOP/s", "ms a step", "seconds for 3 epochs"], rows)
+    return text, {"seconds": seconds, "flops_a_step": flops, "peak_flops": peak}
+
+
+def _hundred_steps(model: nn.Module, images: Tensor, targets: Tensor) -> Callable[[], None]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+
+    def run() -> None:
+        for _ in range(100):
+            F.cross_entropy(model(images), targets).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return run
+
+
+def _ours_hundred_times(name: str, subset: data.Subset) -> Callable[[], None]:
+    """Return a hundred steps of our pass over one batch, without gathering it anew."""
+    train_pass = engine.make_pass(models.build(name, 10, SEED), Recipe(lr=1e-6))
+    batch = data.to_float(subset.images), subset.labels
+
+    def run() -> None:
+        train_pass([batch] * 100)
+
+    return run
+
+
+def _convolutions(layout: torch.memory_format) -> Callable[[], None]:
+    """Return a hundred times the CNN's convolutions, forward and backward, and nothing else."""
+    layers = []
+    for channels, size in ((1, 28), (10, 28), (10, 14), (10, 14)):
+        conv = nn.Conv2d(channels, 10, 3, padding=1).to(memory_format=layout)
+        x = torch.rand(32, channels, size, size).to(memory_format=layout)
+        # The first layer's input needs no gradient.
+        layers.append((conv, x.requires_grad_(channels > 1)))
+
+    def run() -> None:
+        for _ in range(100):
+            for conv, x in layers:
+                y = conv(x)
+                y.backward(torch.ones_like(y))
+
+    return run
+
+
+def _name(layout: torch.memory_format) -> str:
+    return str(layout).removeprefix("torch.")
+
+
+def accuracy(seeds: int) -> tuple[str, dict]:
+    """Compare the CNN's test accuracy with native kernels and with PyTorch's, over seeds."""
+    dataset = data.load()
+    found: dict[str, list[float]] = {"native": [], "torch": []}
+    for seed, kernels in product(range(SEED, SEED + seeds), found):
+        model = models.build("cnn", 10, seed)
+        list(engine.train(model, dataset.train, Recipe(EPOCHS, seed=seed, kernels=kernels)))
+        found[kernels].append(engine.evaluate(model, dataset.test).accuracy)
+        print(f"seed {seed}, {kernels}: {found[kernels][-1]:.2%}", file=sys.stderr, flush=True)
+    rows: list[list[object]] = [
+        [
+            kernels,
+            f"{statistics.mean(values):.2%} ± {statistics.stdev(values):.2%}",
+            ", ".join(f"{value:.2%}" for value in values),
+        ]
+        for kernels, values in found.items()
+    ]
+    return table(["kernels", "test accuracy", f"of each of {seeds} seeds"], rows), found
