@@ -1,9 +1,11 @@
 """Training: the lab's loop, PyTorch Lightning and ours, side by side; the floor beneath them."""
 
 import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from itertools import product
 
@@ -18,23 +20,29 @@ from fashion import data, engine, models
 from fashion.engine import Recipe
 
 MODELS = ("baseline", "nonlinear", "cnn")
-# Where Lightning is installed MLflow imports it too, which slows the others' start.
-WITH_LIGHTNING = ["uv", "run", "--isolated", "--group", "bench", "python"]
 STEPS = EPOCHS * data.TRAIN_SIZE // 32
 
 
 def training(repetitions: int) -> tuple[str, dict]:
     """Time the contenders, each in a process of its own, in turn."""
     results: dict[str, list[dict]] = {}
-    for _, name, contender in product(range(repetitions), MODELS, CONTENDERS):
-        if "torch" in contender and name != "cnn":
-            continue  # the linear models know no other kernels
-        python = [sys.executable] if contender != "lightning" else WITH_LIGHTNING
-        command = [*python, "-m", "benchmarks.contenders", contender, name]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        result = json.loads(done.stdout.splitlines()[-1])
-        results.setdefault(f"{name}: {contender}", []).append(result)
-        print(f"{name}: {contender}: {result['seconds']:.1f} s", file=sys.stderr, flush=True)
+    # An environment of its own: where Lightning is installed, MLflow imports it at every start.
+    with tempfile.TemporaryDirectory() as environment:
+        subprocess.run(
+            ["uv", "sync", "--group", "bench"],
+            env={**os.environ, "UV_PROJECT_ENVIRONMENT": environment},
+            check=True,
+            capture_output=True,
+        )
+        for _, name, contender in product(range(repetitions), MODELS, CONTENDERS):
+            if "torch" in contender and name != "cnn":
+                continue  # the linear models know no other kernels
+            python = f"{environment}/bin/python" if contender == "lightning" else sys.executable
+            command = [python, "-m", "benchmarks.contenders", contender, name]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            result = json.loads(done.stdout.splitlines()[-1])
+            results.setdefault(f"{name}: {contender}", []).append(result)
+            print(f"{name}: {contender}: {result['seconds']:.1f} s", file=sys.stderr, flush=True)
     rows = []
     for key, runs in results.items():
         lab = results[f"{key.split(':')[0]}: lab"]
