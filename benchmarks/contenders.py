@@ -70,18 +70,18 @@ def by_lightning(name: str, dataset: FashionMNIST) -> nn.Module:
     return classifier.model
 
 
-def by_fashion(name: str, dataset: FashionMNIST, kernels: str) -> nn.Module:
+def by_fashion(name: str, dataset: FashionMNIST) -> nn.Module:
     model = models.build(name, 10, SEED)
-    for _ in engine.train(model, dataset.train, Recipe(epochs=EPOCHS, seed=SEED, kernels=kernels)):
-        engine.evaluate(model, dataset.test)
+    recipe = Recipe(epochs=EPOCHS, seed=SEED)
+    for _ in engine.train(model, dataset.train, recipe):
+        engine.evaluate(model, dataset.test, recipe.kernels)
     return model
 
 
 CONTENDERS: dict[str, Callable[[str, FashionMNIST], nn.Module]] = {
     "lab": by_lab,
     "lightning": by_lightning,
-    "fashion": lambda name, dataset: by_fashion(name, dataset, "auto"),
-    "fashion, kernels=torch": lambda name, dataset: by_fashion(name, dataset, "torch"),
+    "fashion": by_fashion,
 }
 
 

@@ -22,7 +22,12 @@ def evaluation(repetitions: int) -> tuple[str, dict]:
     for name in ("baseline", "cnn"):
         model = models.build(name, 10, 42).eval()
         contenders[f"{name}: lab"] = lambda model=model: _by_lab(model, loader)
-        contenders[f"{name}: fashion"] = lambda model=model: engine.evaluate(model, dataset.test)
+        contenders[f"{name}: fashion"] = lambda model=model: engine.evaluate(
+            model, dataset.test, "auto"
+        )
+        contenders[f"{name}: fashion, kernels=torch"] = lambda model=model: engine.evaluate(
+            model, dataset.test
+        )
     seconds = interleave(contenders, repetitions)
     middle = medians(seconds)
     rows: list[list[object]] = [

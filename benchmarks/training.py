@@ -35,8 +35,6 @@ def training(repetitions: int) -> tuple[str, dict]:
             capture_output=True,
         )
         for _, name, contender in product(range(repetitions), MODELS, CONTENDERS):
-            if "torch" in contender and name != "cnn":
-                continue  # the linear models know no other kernels
             python = f"{environment}/bin/python" if contender == "lightning" else sys.executable
             command = [python, "-m", "benchmarks.contenders", contender, name]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)

@@ -170,9 +170,7 @@ def make_pass(
     """
     if mlp.supports(model):
         return mlp.make_pass(model, recipe.lr)
-    forward: Callable[[Tensor], Tensor] = model
-    if isinstance(model, TinyVGG) and resolve_kernels(recipe.kernels, model) == "native":
-        forward = partial(native.forward, model)
+    forward = _forward(model, recipe.kernels)
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr)
 
     def step(images: Tensor, targets: Tensor) -> Tensor:
@@ -186,6 +184,12 @@ def make_pass(
         return torch.cat([step(images, targets) for images, targets in batches])
 
     return train_pass
+
+
+def _forward(model: nn.Module, kernels: str) -> Callable[[Tensor], Tensor]:
+    if isinstance(model, TinyVGG) and resolve_kernels(kernels, model) == "native":
+        return partial(native.forward, model)
+    return model
 
 
 def _batches(images: Tensor, order: Tensor, batch_size: int) -> Iterator[Tensor]:
@@ -215,9 +219,9 @@ def shuffled_orders(size: int, seed: int) -> Iterator[Tensor]:
         draw()
 
 
-def evaluate(model: nn.Module, data: Subset) -> Evaluation:
-    """Measure `model`, which is in evaluation mode, on `data`."""
-    logits = predict(model, data.images)
+def evaluate(model: nn.Module, data: Subset, kernels: str = "torch") -> Evaluation:
+    """Measure `model`, which is in evaluation mode, on `data`, with kernels as in `Recipe`."""
+    logits = predict(model, data.images, kernels)
     return Evaluation(
         loss=F.cross_entropy(logits, data.labels).item(),
         accuracy=(logits.argmax(dim=1) == data.labels).double().mean().item(),
@@ -226,14 +230,15 @@ def evaluate(model: nn.Module, data: Subset) -> Evaluation:
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, images: Tensor) -> Tensor:
+def predict(model: nn.Module, images: Tensor, kernels: str = "torch") -> Tensor:
     """Return the logits (float32, shape (N, 10), on the CPU) of uint8 images (N, 1, 28, 28).
 
     The model, which is in evaluation mode, answers on the device it is on.
     """
     device = next(model.parameters()).device
+    forward = _forward(model, kernels)
     batches = images.split(EVAL_BATCH_SIZE)
-    return torch.cat([model(to_float(batch.to(device))).cpu() for batch in batches])
+    return torch.cat([forward(to_float(batch.to(device))).cpu() for batch in batches])
 
 
 def _clock(device: torch.device) -> float:

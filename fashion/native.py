@@ -14,7 +14,6 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fashion.errors import FashionError
 from fashion.files import FileError, cache_dir, replacing
@@ -54,49 +53,77 @@ def forward(model: TinyVGG, images: Tensor) -> Tensor:
     Raises:
         KernelError: see `library`.
     """
-    size = len(images)
-    padded = F.pad(images, (0, 0, 0, 0, 0, 0, 0, -size % LANES))
-    # (N, 1, 28, 28) to (blocks, 1, 30, 30, LANES): see conv3x3.c.
-    x = F.pad(padded.unflatten(0, (-1, LANES)).permute(0, 2, 3, 4, 1), (0, 0, 1, 1, 1, 1))
-    x = x.contiguous()
-    for block in (model.block_1, model.block_2):
-        first, _, second, _, _ = block
-        x = _Conv.apply(x, first.weight, first.bias, False)
-        x = _Conv.apply(x, second.weight, second.bias, True)
-    features = x[:, :, 1:-1, 1:-1].permute(0, 4, 1, 2, 3).flatten(0, 1)
-    return model.classifier(features[:size])
+    return model.classifier(
+        _Features.apply(images, *model.block_1.parameters(), *model.block_2.parameters())
+    )
 
 
-class _Conv(torch.autograd.Function):
-    """relu(conv(x)), max-pooled if `pool`, in the layout of conv3x3.c."""
+class _Features(torch.autograd.Function):
+    """Both blocks of a TinyVGG: images (N, 1, 28, 28) to features (N, channels * 7 * 7).
+
+    One function, not one a layer: autograd's bookkeeping would take a tenth of the time.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, pool: bool) -> Tensor:
-        blocks, channels, size = x.shape[0], x.shape[1], x.shape[2] - 2
-        y_size = size // 2 if pool else size
-        y = torch.empty(blocks, len(weight), y_size + 2, y_size + 2, LANES)
-        places = torch.empty(
-            (blocks, len(weight), y_size, y_size, LANES) if pool else 0, dtype=torch.int32
-        )
-        ctx.sizes = (blocks, channels, len(weight), size, int(pool))
-        weight = weight.contiguous()
-        library().conv_forward(*map(_address, (x, weight, bias, y, places)), *ctx.sizes)
-        ctx.save_for_backward(x, weight, y, places)
-        return y
+    def forward(ctx: Any, images: Tensor, *parameters: Tensor) -> Tensor:
+        x = _to_blocks(images)
+        # A weight and a bias for each layer; the second and the fourth pool.
+        layers = []
+        for number in range(len(parameters) // 2):
+            weight, bias = (p.contiguous() for p in parameters[2 * number : 2 * number + 2])
+            pool = number % 2
+            blocks, channels, size = x.shape[0], x.shape[1], x.shape[2] - 2
+            y_size = size // 2 if pool else size
+            y = torch.empty(blocks, len(weight), y_size + 2, y_size + 2, LANES)
+            places = torch.empty(
+                (blocks, len(weight), y_size, y_size, LANES) if pool else 0, dtype=torch.int32
+            )
+            sizes = (blocks, channels, len(weight), size, pool)
+            library().conv_forward(*map(_address, (x, weight, bias, y, places)), *sizes)
+            layers.append((x, weight, y, places, sizes))
+            x = y
+        ctx.save_for_backward(*(tensor for layer in layers for tensor in layer[:4]))
+        ctx.sizes = [layer[4] for layer in layers]
+        return _from_blocks(x, len(images))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
-        x, weight, y, places = ctx.saved_tensors
-        dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        dw, db = torch.empty_like(weight), torch.empty(len(weight))
-        arguments = (dy.contiguous(), x, weight, y, places, dx, dw, db)
-        library().conv_backward(*map(_address, arguments), *ctx.sizes)
-        return dx, dw, db, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        tensors = ctx.saved_tensors
+        size = tensors[-2].shape[2] - 2
+        dy: Tensor | None = _to_blocks(gradient.unflatten(1, (-1, size, size)))
+        gradients: list[Tensor] = []
+        for number in reversed(range(len(ctx.sizes))):
+            x, weight, y, places = tensors[4 * number : 4 * number + 4]
+            dw, db = torch.empty_like(weight), torch.empty(len(weight))
+            # The images, below the first layer, need no gradient.
+            dx = torch.empty_like(x) if number else None
+            arguments = (dy, x, weight, y, places, dx, dw, db)
+            library().conv_backward(*map(_address, arguments), *ctx.sizes[number])
+            gradients = [dw, db, *gradients]
+            dy = dx
+        return None, *gradients
 
 
 def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
+
+
+def _to_blocks(x: Tensor) -> Tensor:
+    """Lay (N, channels, size, size) out as conv3x3.c takes it, the last block filled with zeros."""
+    count, channels, size, _ = x.shape
+    whole, rest = divmod(count, LANES)
+    blocks = x.new_zeros(whole + (rest > 0), channels, size + 2, size + 2, LANES)
+    inner = blocks[:, :, 1:-1, 1:-1]
+    inner[:whole] = x[: whole * LANES].unflatten(0, (whole, LANES)).permute(0, 2, 3, 4, 1)
+    if rest:
+        inner[whole, ..., :rest] = x[whole * LANES :].permute(1, 2, 3, 0)
+    return blocks
+
+
+def _from_blocks(blocks: Tensor, count: int) -> Tensor:
+    """Return the first `count` images of such blocks, each as one row."""
+    return blocks[:, :, 1:-1, 1:-1].permute(0, 4, 1, 2, 3).flatten(0, 1).flatten(1)[:count]
 
 
 @functools.cache

@@ -110,7 +110,8 @@ def train(
 
         history, train_seconds = _fit(model, training, validation, recipe)
         speed = len(training) * experiment.recipe.epochs / train_seconds
-        # The test is of what is stored: the model on the CPU, where a GPU's rounding is gone.
+        # The test is of what is stored: the model on the CPU with PyTorch's kernels, where the
+        # rounding of a GPU's or of our own is gone.
         model.to("cpu")
         test = engine.evaluate(model, dataset.test)
         logged = log_model(model, dataset.test, test)
@@ -172,7 +173,7 @@ def _fit(
         train_seconds += epoch.seconds
         metrics = {"train_loss": epoch.loss, "train_accuracy": epoch.accuracy}
         if validation is not None:
-            measured = engine.evaluate(model, validation)
+            measured = engine.evaluate(model, validation, recipe.kernels)
             metrics |= {"val_loss": measured.loss, "val_accuracy": measured.accuracy}
         mlflow.log_metrics(metrics, step=epoch.number)
         history[epoch.number] = metrics

@@ -102,6 +102,15 @@ def test_training_goes_the_same_way(small: FashionMNIST) -> None:
     assert losses("native") != losses("torch")  # else the same code ran twice
 
 
+def test_evaluation_gives_the_same_logits(small: FashionMNIST) -> None:
+    model = models.build("cnn", 10, seed=42).eval()
+    list(engine.train(model, small.train, Recipe(epochs=1)))
+    torchs, ours = (engine.evaluate(model, small.test, name) for name in ("torch", "native"))
+    torch.testing.assert_close(ours.logits, torchs.logits, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(ours.logits, torchs.logits)  # else the same code ran twice
+    assert ours.accuracy == pytest.approx(torchs.accuracy, abs=0.01)
+
+
 def test_they_serve_the_cnn_alone() -> None:
     assert engine.resolve_kernels("native", models.build("baseline", 10, 42)) == "torch"
     assert engine.resolve_kernels("native", models.build("cnn", 10, 42)) == "native"
