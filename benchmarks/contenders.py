@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from benchmarks import lab
 from fashion import data, engine, models
 from fashion.data import FashionMNIST
-from fashion.engine import Recipe
+from fashion.recipe import Recipe
 
 EPOCHS = 3
 SEED = 42
@@ -71,7 +71,7 @@ def by_lightning(name: str, dataset: FashionMNIST) -> nn.Module:
 
 
 def by_fashion(name: str, dataset: FashionMNIST) -> nn.Module:
-    model = models.build(name, 10, SEED)
+    model = models.build(name, seed=SEED)
     recipe = Recipe(epochs=EPOCHS, seed=SEED)
     for _ in engine.train(model, dataset.train, recipe):
         engine.evaluate(model, dataset.test, recipe.kernels)
@@ -87,7 +87,7 @@ CONTENDERS: dict[str, Callable[[str, FashionMNIST], nn.Module]] = {
 
 def main(contender: str, name: str) -> None:
     dataset = data.load()
-    model = models.build(name, 10, SEED)
+    model = models.build(name, seed=SEED)
     engine.resolve_kernels("auto", model)  # compiled once a machine, not once a training
     before = _peak_mib()
     start = time.perf_counter()

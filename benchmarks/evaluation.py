@@ -20,7 +20,7 @@ def evaluation(repetitions: int) -> tuple[str, dict]:
     loader = lab.dataloaders(dataset)[1]
     contenders = {}
     for name in ("baseline", "cnn"):
-        model = models.build(name, 10, 42).eval()
+        model = models.build(name, seed=42).eval()
         contenders[f"{name}: lab"] = lambda model=model: _by_lab(model, loader)
         contenders[f"{name}: fashion"] = lambda model=model: engine.evaluate(
             model, dataset.test, "auto"

@@ -17,7 +17,7 @@ from fashion import data, engine, models, tracking
 def main(times: int) -> None:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     dataset = data.load()
-    model = models.build("cnn", 10, 42).eval()
+    model = models.build("cnn", seed=42).eval()
     answers = engine.evaluate(model, dataset.test)
     seconds = []
     with tempfile.TemporaryDirectory() as folder:

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.contenders import CONTENDERS, EPOCHS, SEED
 from benchmarks.timing import interleave, medians, table
 from fashion import data, engine, models
-from fashion.engine import Recipe
+from fashion.recipe import Recipe
 
 MODELS = ("baseline", "nonlinear", "cnn")
 STEPS = EPOCHS * data.TRAIN_SIZE // 32
@@ -78,7 +78,7 @@ def floor(repetitions: int) -> tuple[str, dict]:
     contenders: dict[str, Callable[[], object]] = {"matrix product": lambda: left @ right}
     flops = {}
     for name in MODELS:
-        model = models.build(name, 10, SEED)
+        model = models.build(name, seed=SEED)
         with FlopCounterMode(display=False) as counter:
             F.cross_entropy(model(images), targets).backward()
         flops[name] = counter.get_total_flops()
@@ -120,7 +120,9 @@ def _hundred_steps(model: nn.Module, images: Tensor, targets: Tensor) -> Callabl
 
 def _ours_hundred_times(name: str, subset: data.Subset) -> Callable[[], None]:
     """Return a hundred steps of our pass over one batch, without gathering it anew."""
-    train_pass = engine.make_pass(models.build(name, 10, SEED), Recipe(lr=1e-6))
+    train_pass = engine.make_pass(
+        models.build(name, seed=SEED), Recipe(lr=1e-6), steps_per_epoch=100
+    )
     batch = data.to_float(subset.images), subset.labels
 
     def run() -> None:
@@ -156,7 +158,7 @@ def accuracy(seeds: int) -> tuple[str, dict]:
     dataset = data.load()
     found: dict[str, list[float]] = {"native": [], "torch": []}
     for seed, kernels in product(range(SEED, SEED + seeds), found):
-        model = models.build("cnn", 10, seed)
+        model = models.build("cnn", seed=seed)
         list(engine.train(model, dataset.train, Recipe(EPOCHS, seed=seed, kernels=kernels)))
         found[kernels].append(engine.evaluate(model, dataset.test).accuracy)
         print(f"seed {seed}, {kernels}: {found[kernels][-1]:.2%}", file=sys.stderr, flush=True)

@@ -11,7 +11,8 @@ from entrypoints.options import Command, ModelName, data_dir_option
     type=ModelName(),
     default="cnn",
     show_default=True,
-    help="A model of fashion/models.py, untrained: baseline, nonlinear, nonlinear-fixed, cnn.",
+    help="A model of fashion/models.py, untrained: baseline, nonlinear, nonlinear-fixed, cnn,"
+    " resnet.",
 )
 @click.option(
     "--model-uri",
@@ -67,7 +68,7 @@ def explore(
         name, network = model_uri, registry.rebuild(model_uri)
     else:
         name = f"{model}, untrained, {hidden_units} hidden units, seed {seed}"
-        network = models.build(model, hidden_units, seed)
+        network = models.build(model, seed, models.Architecture(hidden_units))
     exploration = explore.explore(
         network.eval(),
         data.to_float(test.images[index]),

@@ -1,35 +1,35 @@
 """The whole lab, one command: mlflow run ."""
 
+from typing import Any
+
 import click
 
-from entrypoints.options import Command, training_options
+from entrypoints.options import Command, configuration, training_options
 
 
 @click.command(cls=Command)
 @training_options
 def main(
-    epochs: int,
-    batch_size: int,
-    lr: float,
-    hidden_units: int,
-    seed: int,
     val_size: int,
     device: str,
-    kernels: str,
     data_dir: str,
     system_metrics: bool,
+    **settings: Any,
 ) -> None:
     """Train the lab's three models as child runs of one, compare them, register the best CNN."""
     from fashion import compare, data, registry, tracking
-    from fashion.engine import Recipe
+    from fashion.models import Architecture
 
+    architecture, recipe = configuration(["cnn"], val_size, settings)
+    # The linear models have a hidden layer and nothing else to choose.
+    linear = Architecture(architecture.hidden_units)
     dataset = data.load(data_dir)
     tracking.connect()
-    recipe = Recipe(epochs, batch_size, lr, seed, kernels)
     with tracking.group("lab", system_metrics) as parent:
         for model in ("baseline", "nonlinear", "cnn"):
             click.echo(f"Training {model}")
-            experiment = tracking.Experiment(model, hidden_units, val_size, device, recipe)
+            network = architecture if model == "cnn" else linear
+            experiment = tracking.Experiment(model, network, val_size, device, recipe)
             tracking.train(experiment, dataset, nested=True)
         children = compare.Query(
             filter_string=f"tags.mlflow.parentRunId = '{parent}'",

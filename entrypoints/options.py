@@ -5,12 +5,17 @@ mistyped option answer at once.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fashion.errors import FashionError
+
+if TYPE_CHECKING:
+    from fashion.models import Architecture
+    from fashion.recipe import Recipe
 
 
 class Command(click.Command):
@@ -36,20 +41,17 @@ class ModelName(click.ParamType):
         return value
 
 
-class LearningRate(click.FloatRange):
-    """A finite learning rate above 0."""
-
-    def __init__(self) -> None:
-        super().__init__(min=0, min_open=True)
+class Finite(click.FloatRange):
+    """A finite number in a range."""
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        rate = super().convert(value, param, ctx)
+        number = super().convert(value, param, ctx)
         # NaN passes every comparison of a range.
-        if not math.isfinite(rate):
+        if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
-        return rate
+        return number
 
 
 class ValSize(click.ParamType):
@@ -104,6 +106,23 @@ class Kernels(click.Choice):
         return kernels
 
 
+class Augmentations(click.ParamType):
+    """Names of augmentations, separated by commas."""
+
+    name = "names"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        from fashion.augment import AUGMENTATIONS
+
+        chosen = tuple(filter(None, (part.strip() for part in value.split(","))))
+        for name in chosen:
+            if name not in AUGMENTATIONS:
+                self.fail(f"{name!r} is not one of {', '.join(AUGMENTATIONS)}.", param, ctx)
+        return chosen
+
+
 def switch(name: str, **attributes: Any) -> Callable:
     """Declare an option that is true when given alone, and takes true or false from MLproject."""
     return click.option(
@@ -144,8 +163,37 @@ def data_dir_option(command: Callable) -> Callable:
     )(command)
 
 
+def configuration(
+    models: Sequence[str], val_size: int, settings: dict[str, Any]
+) -> "tuple[Architecture, Recipe]":
+    """Return the network and the recipe that these options ask for.
+
+    Args:
+        models: names of what shall be trained.
+        val_size: number of images held out for validation.
+        settings: all of `training_options` that are fields of either.
+
+    Raises:
+        click.UsageError: two of them contradict each other, or a model lacks an option.
+    """
+    from fashion.models import Architecture, options_of
+    from fashion.recipe import Recipe
+
+    of_network = {field.name for field in fields(Architecture)}
+    try:
+        architecture = Architecture(**{k: v for k, v in settings.items() if k in of_network})
+        recipe = Recipe(**{k: v for k, v in settings.items() if k not in of_network})
+        for model in models:
+            options_of(model, architecture)
+        if recipe.patience and not val_size:
+            raise ValueError("patience needs validation data: val_size is 0")
+    except ValueError as error:
+        raise click.UsageError(f"{error}.") from error
+    return architecture, recipe
+
+
 def training_options(command: Callable) -> Callable:
-    """Add the options of a training run, all but the model."""
+    """Add the options of a training run: the fields of `Architecture` and `Recipe`, and others."""
     options: list[Callable] = [
         click.option(
             "--epochs",
@@ -163,10 +211,83 @@ def training_options(command: Callable) -> Callable:
         ),
         click.option(
             "--lr",
-            type=LearningRate(),
+            type=Finite(min=0, min_open=True),
             default=0.1,
             show_default=True,
-            help="Learning rate of SGD.",
+            help="Greatest learning rate.",
+        ),
+        click.option(
+            "--optimizer",
+            type=click.Choice(["sgd", "adam", "adamw"]),
+            default="sgd",
+            show_default=True,
+            help="What takes the steps.",
+        ),
+        click.option(
+            "--momentum",
+            type=Finite(0, 1, max_open=True),
+            default=0.0,
+            show_default=True,
+            help="Of SGD.",
+        ),
+        switch("--nesterov", help="Look ahead along the momentum."),
+        click.option(
+            "--weight-decay",
+            type=Finite(0, 1),
+            default=0.0,
+            show_default=True,
+            help="Pull of the weights to zero.",
+        ),
+        click.option(
+            "--schedule",
+            type=click.Choice(["constant", "cosine", "one-cycle"]),
+            default="constant",
+            show_default=True,
+            help="What becomes of the learning rate.",
+        ),
+        click.option(
+            "--warmup-epochs",
+            type=Finite(min=0),
+            default=0.0,
+            show_default=True,
+            help="Epochs, or parts of one, in which the learning rate rises.",
+        ),
+        click.option(
+            "--label-smoothing",
+            type=Finite(0, 1, max_open=True),
+            default=0.0,
+            show_default=True,
+            help="Probability spread evenly over all classes in the training loss.",
+        ),
+        click.option(
+            "--clip-norm",
+            type=Finite(min=0),
+            default=0.0,
+            show_default=True,
+            help="Greatest norm of the gradient; 0 does not clip.",
+        ),
+        click.option(
+            "--ema-decay",
+            type=Finite(0, 1, max_open=True),
+            default=0.0,
+            show_default=True,
+            help="Average the weights with this decay a step; 0 does not.",
+        ),
+        click.option(
+            "--patience",
+            type=click.IntRange(min=0),
+            default=0,
+            show_default=True,
+            help="Stop after so many epochs without a lower validation loss, and keep the best; 0"
+            " trains on.",
+        ),
+        click.option(
+            "--augment",
+            type=Augmentations(),
+            default="",
+            metavar="NAMES",
+            help="How training images are changed at random, in this order, separated by commas:"
+            " flip, shift, erase.",
         ),
         click.option(
             "--hidden-units",
@@ -175,6 +296,21 @@ def training_options(command: Callable) -> Callable:
             show_default=True,
             help="Width of the hidden layer, or channels of the CNN.",
         ),
+        click.option(
+            "--blocks",
+            type=click.IntRange(min=1, max=4),
+            default=2,
+            show_default=True,
+            help="Blocks of the CNN, or of each stage of the residual network.",
+        ),
+        click.option(
+            "--dropout",
+            type=Finite(0, 1, max_open=True),
+            default=0.0,
+            show_default=True,
+            help="Probability that the CNN's classifier misses a feature in training.",
+        ),
+        switch("--batch-norm", help="Normalise after each convolution of the CNN."),
         click.option(
             "--seed",
             type=click.IntRange(min=0, max=2**32 - 1),

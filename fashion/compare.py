@@ -30,7 +30,26 @@ METRICS = [
     "train_seconds",
     "images_per_second",
 ]
-PARAMS = ["num_parameters", "epochs", "batch_size", "lr", "hidden_units", "val_size", "seed"]
+NUMBERS = [
+    "num_parameters",
+    "epochs",
+    "batch_size",
+    "lr",
+    "hidden_units",
+    "blocks",
+    "dropout",
+    "val_size",
+    "seed",
+    "momentum",
+    "weight_decay",
+    "warmup_epochs",
+    "label_smoothing",
+    "clip_norm",
+    "ema_decay",
+    "patience",
+]
+NAMES = ["batch_norm", "optimizer", "nesterov", "schedule", "augment"]
+PARAMS = [*NUMBERS, *NAMES]
 ATTRIBUTES = ["run_name", "run_id", "status", "start_time"]
 COLUMNS = ["model", *METRICS, *PARAMS, *ATTRIBUTES]
 # Runs that share all of these are repetitions of one experiment, apart from their seed.
@@ -240,7 +259,8 @@ def _table(found: Sequence[Run]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=COLUMNS)
     # MLflow stores parameters as text: "0.10" typed at the command line is the number 0.1. The
     # conversion of dtypes keeps whole numbers whole where another run lacks the parameter.
-    table[PARAMS] = table[PARAMS].apply(pd.to_numeric, errors="coerce").convert_dtypes()
+    table[NUMBERS] = table[NUMBERS].apply(pd.to_numeric, errors="coerce").convert_dtypes()
+    table[NAMES] = table[NAMES].apply(lambda names: names.astype("string").str.lower())
     return table.astype(dict.fromkeys(METRICS, float))
 
 

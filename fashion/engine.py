@@ -4,19 +4,24 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from fashion import mlp, native
+from fashion.augment import make_augmentation
 from fashion.data import Subset, to_float
 from fashion.errors import DeviceError
 from fashion.models import TinyVGG
 from fashion.native import KernelError
+from fashion.optim import make_optimizer, make_schedule
+from fashion.recipe import Recipe
 
 # Evaluation keeps no gradients, so its batches are as large as stays in a CPU's cache.
 EVAL_BATCH_SIZE = 100
@@ -24,40 +29,6 @@ EVAL_BATCH_SIZE = 100
 GATHERED_IMAGES = 1024
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What determines a training run, apart from the model and the data. Defaults are the lab's.
-
-    Attributes:
-        kernels: what computes the CNN on a CPU. "torch" gives the lab's bits; "native" the same
-            within rounding and several times sooner; "auto" is native where they can be compiled.
-    """
-
-    epochs: int = 3
-    batch_size: int = 32
-    lr: float = 0.1
-    seed: int = 42
-    kernels: str = "auto"
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What one pass over the training images gave.
-
-    Attributes:
-        number: 1 for the first epoch.
-        loss: mean cross-entropy over the samples, each measured just before the step it took part
-            in, in nats.
-        accuracy: fraction of samples classified correctly, measured likewise.
-        seconds: wall time of the pass, the device synchronised before and after.
-    """
-
-    number: int
-    loss: float
-    accuracy: float
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -73,6 +44,26 @@ class Evaluation:
     loss: float
     accuracy: float
     logits: Tensor
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one pass over the training images gave.
+
+    Attributes:
+        number: 1 for the first epoch.
+        loss: mean cross-entropy over the samples, each measured just before the step it took part
+            in, in nats.
+        accuracy: fraction of samples classified correctly, measured likewise.
+        seconds: wall time of the pass, the device synchronised before and after.
+        validation: what the model gave on the validation set after it, if there is one.
+    """
+
+    number: int
+    loss: float
+    accuracy: float
+    seconds: float
+    validation: Evaluation | None
 
 
 def resolve_device(name: str) -> torch.device:
@@ -112,26 +103,37 @@ def resolve_kernels(name: str, model: nn.Module) -> str:
     return "native"
 
 
-def train(model: nn.Module, data: Subset, recipe: Recipe) -> Iterator[Epoch]:
-    """Train `model` in place by plain SGD on the cross-entropy, yielding after each epoch.
+def train(
+    model: nn.Module, data: Subset, recipe: Recipe, validation: Subset | None = None
+) -> Iterator[Epoch]:
+    """Train `model` in place, yielding after each epoch.
 
-    At each yield the model is in evaluation mode.
+    At each yield and at the end the model is ready for evaluation: in evaluation mode, its weights
+    the averaged ones where the recipe averages them, and at the end the best where it stops early.
 
-    The model's device is where training happens. On a CPU and without native kernels the result
-    is, bit for bit, that of the lab's loop over a shuffled DataLoader seeded with `recipe.seed`.
+    The model's device is where training happens. On a CPU and without native kernels the lab's
+    recipe gives, bit for bit, what the lab's loop over a shuffled DataLoader gives.
 
     Args:
         model: maps float32 images (N, 1, 28, 28) to logits (N, 10).
         data: the training images.
         recipe: how to train.
+        validation: what to evaluate after each epoch; early stopping needs it.
 
     Raises:
         KernelError: see `resolve_kernels`.
     """
     device = next(model.parameters()).device
     images, labels = data.images.to(device), data.labels.to(device)
-    train_pass = make_pass(model, recipe)
+    steps = math.ceil(len(data) / recipe.batch_size)
+    average = None
+    if recipe.ema_decay:
+        average = AveragedModel(
+            model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay), use_buffers=True
+        )
+    train_pass = make_pass(model, recipe, steps, average)
     orders = shuffled_orders(len(data), recipe.seed)
+    best, best_epoch, best_loss = model.state_dict(), 0, math.inf
     for number in range(1, recipe.epochs + 1):
         model.train()
         order = next(orders).to(device)
@@ -142,22 +144,40 @@ def train(model: nn.Module, data: Subset, recipe: Recipe) -> Iterator[Epoch]:
             targets.split(recipe.batch_size),
             strict=True,
         )
-        steps = math.ceil(len(data) / recipe.batch_size)
         # disable=None: no bar where the output is not a terminal.
         progress = tqdm(
             batches, f"epoch {number}/{recipe.epochs}", steps, leave=False, disable=None
         )
         # Measured once an epoch: reading a loss after each step would make the host wait for it.
-        logits = train_pass(progress)
+        # What a model draws itself, for dropout, follows from the seed too.
+        with torch.random.fork_rng():
+            torch.manual_seed((recipe.seed << 16) + number)
+            logits = train_pass(progress)
         loss = F.cross_entropy(logits.double(), targets).item()
         accuracy = (logits.argmax(dim=1) == targets).double().mean().item()
         seconds = _clock(device) - start
         model.eval()
-        yield Epoch(number, loss, accuracy, seconds)
+        trained = model.state_dict()
+        if average is not None:
+            trained = deepcopy(trained)
+            model.load_state_dict(average.module.state_dict())
+        measured = None
+        if validation is not None:
+            measured = evaluate(model, validation, recipe.kernels)
+            val_loss = math.inf if math.isnan(measured.loss) else measured.loss
+            if recipe.patience and (number == 1 or val_loss < best_loss):
+                best, best_epoch, best_loss = deepcopy(model.state_dict()), number, val_loss
+        yield Epoch(number, loss, accuracy, seconds, measured)
+        if recipe.patience and number - best_epoch >= recipe.patience:
+            break
+        if average is not None and number < recipe.epochs:
+            model.load_state_dict(trained)
+    if recipe.patience:
+        model.load_state_dict(best)
 
 
 def make_pass(
-    model: nn.Module, recipe: Recipe
+    model: nn.Module, recipe: Recipe, steps_per_epoch: int, average: AveragedModel | None = None
 ) -> Callable[[Iterable[tuple[Tensor, Tensor]]], Tensor]:
     """Return the function that makes one pass of training over batches.
 
@@ -166,18 +186,27 @@ def make_pass(
 
     Args:
         model: what is trained, in place.
-        recipe: the learning rate and the kernels; the rest is up to the caller.
+        recipe: how.
+        steps_per_epoch: number of batches of a pass, which the schedule counts in.
+        average: of the weights, updated at each step.
     """
-    if mlp.supports(model):
+    if mlp.supports(model) and recipe.is_plain_sgd:
         return mlp.make_pass(model, recipe.lr)
     forward = _forward(model, recipe.kernels)
-    optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr)
+    optimizer = make_optimizer(model.parameters(), recipe)
+    schedule = make_schedule(optimizer, recipe, steps_per_epoch)
+    augment = make_augmentation(recipe.augment, recipe.seed)
 
     def step(images: Tensor, targets: Tensor) -> Tensor:
-        logits = forward(images)
-        F.cross_entropy(logits, targets).backward()
+        logits = forward(augment(images))
+        F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing).backward()
+        if recipe.clip_norm:
+            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
         optimizer.step()
+        schedule.step()
         optimizer.zero_grad()
+        if average is not None:
+            average.update_parameters(model)
         return logits.detach()
 
     def train_pass(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from sklearn.metrics import ConfusionMatrixDisplay
+from sklearn.metrics import ConfusionMatrixDisplay, PrecisionRecallDisplay
 from torch import Tensor
 
 from fashion.data import CLASSES
@@ -55,7 +55,11 @@ def learning_curves(history: pd.DataFrame, title: str) -> Figure:
 
 
 def prediction_grid(
-    images: Tensor, predicted: Sequence[str], true: Sequence[str] | None, title: str
+    images: Tensor,
+    predicted: Sequence[str],
+    true: Sequence[str] | None,
+    title: str,
+    confidence: Sequence[float] | None = None,
 ) -> Figure:
     """Draw images with their predicted class: green where it is the true one, red where not.
 
@@ -63,6 +67,7 @@ def prediction_grid(
         images: uint8 or float, shape (N, 1, height, width).
         predicted: N titles.
         true: N class names, or None where nobody knows them.
+        confidence: N probabilities of what was predicted, to be shown with it.
     """
     columns = min(3, len(images))
     rows = -(-len(images) // columns)
@@ -77,9 +82,54 @@ def prediction_grid(
             axes.set_title(predicted[index], fontsize=10)
         else:
             color = RIGHT if predicted[index] == true[index] else WRONG
+            sure = "" if confidence is None else f" ({confidence[index]:.0%})"
             axes.set_title(
-                f"predicted: {predicted[index]}\ntrue: {true[index]}", fontsize=10, color=color
+                f"predicted: {predicted[index]}{sure}\ntrue: {true[index]}",
+                fontsize=10,
+                color=color,
             )
+    return figure
+
+
+def reliability_diagram(calibration: pd.DataFrame, title: str) -> Figure:
+    """Draw accuracy against confidence, and below how many images each bin holds.
+
+    Bars below the diagonal are answers that were surer than they were right.
+
+    Args:
+        calibration: from `report.calibration`.
+    """
+    figure = Figure(figsize=(6, 6.5), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    middles = (calibration["above"] + calibration["up_to"]) / 2
+    width = (calibration["up_to"] - calibration["above"]).iloc[0]
+    upper.bar(middles, calibration["accuracy"], width, edgecolor="white", label="accuracy")
+    upper.plot(calibration["confidence"], calibration["confidence"], "k_", label="mean confidence")
+    upper.plot([0, 1], [0, 1], "--", color="gray", label="perfectly calibrated")
+    upper.set(title=title, ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+    upper.legend(loc="upper left")
+    lower.bar(middles, calibration["images"], width, color="tab:gray", edgecolor="white")
+    lower.set(xlabel="confidence", ylabel="images", yscale="log")
+    return figure
+
+
+def precision_recall_curves(labels: Tensor, logits: Tensor, title: str) -> Figure:
+    """Draw each class's precision against its recall, one class against all others.
+
+    Args:
+        labels: int64 class indices, shape (N,), every class among them.
+        logits: float32, shape (N, 10).
+    """
+    figure = Figure(figsize=(7, 5.5), layout="constrained")
+    axes = figure.add_subplot()
+    probabilities = logits.softmax(dim=1)
+    for index, name in enumerate(CLASSES):
+        PrecisionRecallDisplay.from_predictions(
+            labels == index, probabilities[:, index], ax=axes, name=name
+        )
+    axes.set(title=title, xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="lower left")
     return figure
 
 

@@ -1,14 +1,20 @@
-"""The lab's three models, and what its second one is without the handicap.
+"""The lab's three models, what its second one is without the handicap, and a residual network.
 
 To add a model of your own: write its constructor here and name it in `MODELS`.
 Every model maps float32 images of shape (N, 1, 28, 28) in [0, 1] to logits of shape (N, 10).
 """
 
+import inspect
 import math
+from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fashion.data import CLASSES, IMAGE_SHAPE
 
@@ -45,54 +51,152 @@ def _one_hidden_layer(hidden_units: int) -> list[nn.Module]:
     ]
 
 
-class TinyVGG(nn.Module):
-    """V2: two blocks of two 3x3 convolutions, as in the CNN Explainer.
+class TinyVGG(nn.Sequential):
+    """V2: blocks of two 3x3 convolutions and a max-pooling, as in the CNN Explainer.
 
     Source: Wang et al., "CNN Explainer" (arXiv:2004.15004), https://poloclub.github.io/cnn-explainer.
+
+    Args:
+        hidden_units: channels of every convolution.
+        blocks: 1 to 4; each halves height and width.
+        dropout: probability with which a feature is dropped before the classifier.
+        batch_norm: normalise after each convolution.
     """
 
-    def __init__(self, hidden_units: int = 10) -> None:
-        super().__init__()
-        self.block_1 = self._block(IMAGE_SHAPE[0], hidden_units)
-        self.block_2 = self._block(hidden_units, hidden_units)
-        with torch.no_grad():
-            features = self.block_2(self.block_1(torch.zeros(1, *IMAGE_SHAPE))).numel()
-        self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(features, len(CLASSES)))
+    def __init__(
+        self,
+        hidden_units: int = 10,
+        blocks: int = 2,
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+    ) -> None:
+        size = IMAGE_SHAPE[-1] // 2**blocks
+        channels = [IMAGE_SHAPE[0], *[hidden_units] * blocks]
+        layers: dict[str, nn.Module] = {}
+        for number, (inputs, outputs) in enumerate(pairwise(channels), start=1):
+            layers[f"block_{number}"] = nn.Sequential(
+                *self._convolution(inputs, outputs, batch_norm),
+                *self._convolution(outputs, outputs, batch_norm),
+                nn.MaxPool2d(2),
+            )
+        layers["classifier"] = nn.Sequential(
+            nn.Flatten(),
+            *([nn.Dropout(dropout)] if dropout else []),
+            nn.Linear(hidden_units * size**2, len(CLASSES)),
+        )
+        super().__init__(OrderedDict(layers))
 
     @staticmethod
-    def _block(in_channels: int, out_channels: int) -> nn.Sequential:
-        return nn.Sequential(
-            nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1),
+    def _convolution(inputs: int, outputs: int, batch_norm: bool) -> list[nn.Module]:
+        norm = [nn.BatchNorm2d(outputs)] if batch_norm else []
+        return [nn.Conv2d(inputs, outputs, kernel_size=3, padding=1), *norm, nn.ReLU()]
+
+
+class ResNet(nn.Sequential):
+    """A residual network for small images.
+
+    Source: He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition"
+    (arXiv:1512.03385), section 4.2: 16 hidden units and 3 blocks are its ResNet-20.
+
+    Args:
+        hidden_units: channels of the first of three stages; each further one has twice as many,
+            at half the height and width.
+        blocks: residual blocks of each stage, of two 3x3 convolutions each.
+        dropout: probability with which a feature is dropped before the classifier.
+    """
+
+    def __init__(self, hidden_units: int = 16, blocks: int = 2, dropout: float = 0.0) -> None:
+        layers: list[nn.Module] = [
+            nn.Conv2d(IMAGE_SHAPE[0], hidden_units, kernel_size=3, padding=1, bias=False),
+            nn.BatchNorm2d(hidden_units),
             nn.ReLU(),
-            nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
+        ]
+        inputs = hidden_units
+        for outputs in (hidden_units, 2 * hidden_units, 4 * hidden_units):
+            for _ in range(blocks):
+                layers.append(_Residual(inputs, outputs))
+                inputs = outputs
+        super().__init__(
+            *layers,
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            *([nn.Dropout(dropout)] if dropout else []),
+            nn.Linear(inputs, len(CLASSES)),
         )
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(self.block_2(self.block_1(images)))
+
+class _Residual(nn.Module):
+    """Two convolutions beside a shortcut, which is a 1x1 convolution where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        stride = outputs // inputs
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.shortcut = nn.Sequential()
+        if inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.convolutions(x) + self.shortcut(x))
 
 
-MODELS: dict[str, Callable[[int], nn.Module]] = {
+MODELS: dict[str, Callable[..., nn.Module]] = {
     "baseline": baseline,
     "nonlinear": nonlinear,
     "nonlinear-fixed": nonlinear_fixed,
     "cnn": TinyVGG,
+    "resnet": ResNet,
 }
 
 
-def build(name: str, hidden_units: int, seed: int) -> nn.Module:
+@dataclass(frozen=True)
+class Architecture:
+    """What determines a network, apart from which it is. Its constructor says what each means."""
+
+    hidden_units: int = 10
+    blocks: int = 2
+    dropout: float = 0.0
+    batch_norm: bool = False
+
+
+THE_LABS = Architecture()
+
+
+def options_of(name: str, architecture: Architecture) -> dict[str, Any]:
+    """Return the arguments of the constructor of the model called `name`.
+
+    Raises:
+        KeyError: no model has this name.
+        ValueError: `architecture` asks for an option that the model does not have.
+    """
+    known = inspect.signature(MODELS[name]).parameters
+    options = asdict(architecture)
+    for option, default in asdict(THE_LABS).items():
+        if option not in known and options.pop(option) != default:
+            raise ValueError(f"{name} has no option {option}")
+    return options
+
+
+def build(name: str, seed: int, architecture: Architecture = THE_LABS) -> nn.Module:
     """Return the model called `name`, its weights drawn from `seed`, on the CPU.
 
     The caller's random state is left as it was.
 
     Raises:
-        KeyError: no model has this name.
+        KeyError, ValueError: as for `options_of`.
     """
-    constructor = MODELS[name]
+    options = options_of(name, architecture)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return constructor(hidden_units)
+        return MODELS[name](**options)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -24,6 +24,8 @@ SOURCE = Path(__file__).with_name("conv3x3.c")
 LANES = 8
 # PyTorch's own convolutions catch up as channels grow: benchmarks/README.md has the ratios.
 MAX_CHANNELS = 64
+# The layers of a block of the lab's TinyVGG.
+PLAIN = [nn.Conv2d, nn.ReLU, nn.Conv2d, nn.ReLU, nn.MaxPool2d]
 
 
 class KernelError(FashionError):
@@ -34,6 +36,8 @@ def supports(model: nn.Module) -> TypeGuard[TinyVGG]:
     """Tell whether `forward` can compute this model where it is."""
     return (
         isinstance(model, TinyVGG)
+        and len(model) == 3
+        and all([type(layer) for layer in block] == PLAIN for block in (model[0], model[1]))
         and all(p.is_cpu and p.dtype == torch.float32 for p in model.parameters())
         # The first parameter is a convolution's weight: (hidden units, 1, 3, 3).
         and len(next(model.parameters())) <= MAX_CHANNELS
@@ -53,9 +57,8 @@ def forward(model: TinyVGG, images: Tensor) -> Tensor:
     Raises:
         KernelError: see `library`.
     """
-    return model.classifier(
-        _Features.apply(images, *model.block_1.parameters(), *model.block_2.parameters())
-    )
+    first, second, classifier = model
+    return classifier(_Features.apply(images, *first.parameters(), *second.parameters()))
 
 
 class _Features(torch.autograd.Function):

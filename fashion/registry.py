@@ -20,6 +20,7 @@ from fashion.compare import Query, lower_is_better, runs
 from fashion.data import HOMEPAGE, IMAGE_SHAPE, TRAIN_SIZE, FashionMNIST
 from fashion.engine import Evaluation
 from fashion.errors import FashionError
+from fashion.models import THE_LABS, Architecture
 
 MODEL_NAME = "fashion-mnist-cnn"
 CHAMPION = "champion"
@@ -171,7 +172,7 @@ def rebuild(uri: str) -> nn.Module:
     try:
         run_id = mlflow.models.get_model_info(uri).run_id
         params = mlflow.get_run(run_id).data.params if run_id else {}
-        model = models.build(params["model"], int(params["hidden_units"]), seed=0).eval()
+        model = models.build(params["model"], 0, _architecture(params)).eval()
     except (MlflowException, KeyError, ValueError) as error:
         raise RegistryError(
             f"{uri} was logged by no training run of a model in fashion/models.py"
@@ -188,6 +189,16 @@ def rebuild(uri: str) -> nn.Module:
     if not torch.allclose(rebuilt, expected, rtol=1e-4, atol=1e-4, equal_nan=True):
         raise RegistryError(f"{changed}: it gives other logits")
     return model
+
+
+def _architecture(params: Mapping[str, str]) -> Architecture:
+    """Return what a run logged; runs of earlier versions had no choice but of `hidden_units`."""
+    return Architecture(
+        hidden_units=int(params["hidden_units"]),
+        blocks=int(params.get("blocks", THE_LABS.blocks)),
+        dropout=float(params.get("dropout", THE_LABS.dropout)),
+        batch_norm=params.get("batch_norm", "false").lower() == "true",
+    )
 
 
 def verify(run: Run, model: nn.Module, dataset: FashionMNIST) -> Evaluation:

@@ -1,8 +1,10 @@
 """Turn a model's predictions into the tables that people read."""
 
+import math
 from dataclasses import dataclass
 from itertools import permutations
 
+import numpy as np
 import pandas as pd
 from sklearn.metrics import classification_report
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
@@ -64,3 +66,50 @@ def per_class(labels: Tensor, predicted: Tensor) -> pd.DataFrame:
     )
     table = pd.DataFrame([{"class": name, **report[name]} for name in CLASSES])
     return table.rename(columns={"f1-score": "f1", "support": "images"}).astype({"images": int})
+
+
+def calibration(labels: Tensor, logits: Tensor, bins: int = 15) -> pd.DataFrame:
+    """Compare how sure a model was with how often it was right.
+
+    The confidence of an answer is the greatest of its softmax probabilities. Source: Guo, Pleiss,
+    Sun and Weinberger, "On Calibration of Modern Neural Networks" (arXiv:1706.04599).
+
+    Args:
+        labels: int64 class indices, shape (N,).
+        logits: float32, shape (N, 10).
+        bins: number of equal bins of confidence between 0 and 1.
+
+    Returns:
+        One row a bin: above and up_to (its bounds), images, and their mean confidence and accuracy,
+        both NaN for a bin without images.
+    """
+    confidence, predicted = logits.double().softmax(dim=1).max(dim=1)
+    answers = pd.DataFrame({"confidence": confidence, "right": predicted == labels})
+    bounds = np.linspace(0, 1, bins + 1)
+    # A diverged model's answers are NaN, and in no bin.
+    grouped = answers.groupby(
+        pd.cut(answers["confidence"], list(bounds), labels=False, include_lowest=True)
+    )
+    table = pd.DataFrame({"above": bounds[:-1], "up_to": bounds[1:]})
+    return table.assign(
+        images=grouped.size().reindex(table.index, fill_value=0),
+        confidence=grouped["confidence"].mean(),
+        accuracy=grouped["right"].mean(),
+    )
+
+
+def expected_calibration_error(table: pd.DataFrame) -> float:
+    """Return the mean difference of confidence and accuracy over the images of `calibration`.
+
+    NaN where there are none.
+    """
+    filled = table[table["images"] > 0]
+    gap = (filled["confidence"] - filled["accuracy"]).abs()
+    return float(np.average(gap, weights=filled["images"])) if len(filled) else math.nan
+
+
+def most_confidently_wrong(labels: Tensor, logits: Tensor, top: int = 9) -> Tensor:
+    """Return the indices (int64) of the wrong answers, the most confident first, at most `top`."""
+    confidence, predicted = logits.softmax(dim=1).max(dim=1)
+    wrong = (predicted != labels).nonzero().squeeze(1)
+    return wrong[confidence[wrong].argsort(descending=True, stable=True)][:top]

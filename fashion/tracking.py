@@ -1,10 +1,11 @@
 """Train models as MLflow runs: the one module that knows MLflow's tracking API."""
 
+import math
 import os
 import platform
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,8 +25,10 @@ from torch import nn
 
 from fashion import data, engine, figures, models, report
 from fashion.data import CLASSES, FashionMNIST, Subset
-from fashion.engine import Evaluation, Recipe
+from fashion.engine import Evaluation
 from fashion.errors import TrackingError
+from fashion.models import Architecture
+from fashion.recipe import Recipe
 
 # The tag that tells a training run, and of which model, from the other runs of an experiment.
 MODEL_TAG = "model"
@@ -42,7 +45,7 @@ class Experiment:
     """One training run, as asked for."""
 
     model: str
-    hidden_units: int
+    architecture: Architecture
     val_size: int
     device: str
     recipe: Recipe
@@ -97,7 +100,7 @@ def train(
     """
     device = engine.resolve_device(experiment.device)
     training, validation = dataset.split(experiment.val_size)
-    model = models.build(experiment.model, experiment.hidden_units, experiment.recipe.seed)
+    model = models.build(experiment.model, experiment.recipe.seed, experiment.architecture)
     model.to(device)
     kernels = engine.resolve_kernels(experiment.recipe.kernels, model)
     recipe = replace(experiment.recipe, kernels=kernels)
@@ -108,25 +111,43 @@ def train(
         _log_params(run, experiment, model, device, kernels)
         _log_lineage(training, validation, dataset.test)
 
-        history, train_seconds = _fit(model, training, validation, recipe)
-        speed = len(training) * experiment.recipe.epochs / train_seconds
+        history, kept, train_seconds = _fit(model, training, validation, recipe)
+        speed = len(training) * len(history) / train_seconds
         # The test is of what is stored: the model on the CPU with PyTorch's kernels, where the
         # rounding of a GPU's or of our own is gone.
         model.to("cpu")
         test = engine.evaluate(model, dataset.test)
+        calibration = report.calibration(dataset.test.labels, test.logits)
         logged = log_model(model, dataset.test, test)
         final = {
             "test_loss": test.loss,
             "test_accuracy": test.accuracy,
+            "test_ece": report.expected_calibration_error(calibration),
             "train_seconds": train_seconds,
             "images_per_second": speed,
         }
         mlflow.log_metrics(final, model_id=logged.model_id)
-        pairs = _log_artifacts(experiment, history, dataset.test, test)
-        metrics = {str(name): value for name, value in history.iloc[-1].items()} | final
-        note = _note(run.info.run_id, experiment, model, metrics, pairs)
+        pairs = _log_artifacts(experiment, history, dataset.test, test, calibration)
+        note = _note(run.info.run_id, experiment, model, kept | final, pairs)
         mlflow.set_tag("mlflow.note.content", note)
     return run.info.run_id
+
+
+def log_spread(run_ids: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Log mean and standard deviation of the runs' final metrics in the active run.
+
+    The standard deviation is the sample's (n - 1).
+
+    Returns:
+        (mean, standard deviation) by metric.
+    """
+    finals = pd.DataFrame([mlflow.get_run(run_id).data.metrics for run_id in run_ids])
+    spread = {str(name): (values.mean(), values.std()) for name, values in finals.items()}
+    mlflow.log_metrics(
+        {f"{name}_mean": mean for name, (mean, _) in spread.items()}
+        | {f"{name}_std": std for name, (_, std) in spread.items()}
+    )
+    return spread
 
 
 @contextmanager
@@ -165,20 +186,32 @@ def log_exploration(table: str, drawn: Mapping[str, Figure]) -> str:
 
 def _fit(
     model: nn.Module, training: Subset, validation: Subset | None, recipe: Recipe
-) -> tuple[pd.DataFrame, float]:
-    """Train, logging each epoch; return the metrics by epoch and the seconds of training alone."""
-    history = {}
+) -> tuple[pd.DataFrame, dict[str, float], float]:
+    """Train, logging each epoch.
+
+    Returns:
+        The metrics by epoch, those of the weights that were kept, and the seconds of training.
+    """
+    history: dict[int, dict[str, float]] = {}
     train_seconds = 0.0
-    for epoch in engine.train(model, training, recipe):
+    for epoch in engine.train(model, training, recipe, validation):
         train_seconds += epoch.seconds
         metrics = {"train_loss": epoch.loss, "train_accuracy": epoch.accuracy}
-        if validation is not None:
-            measured = engine.evaluate(model, validation, recipe.kernels)
-            metrics |= {"val_loss": measured.loss, "val_accuracy": measured.accuracy}
+        if epoch.validation is not None:
+            metrics |= {
+                "val_loss": epoch.validation.loss,
+                "val_accuracy": epoch.validation.accuracy,
+            }
         mlflow.log_metrics(metrics, step=epoch.number)
         history[epoch.number] = metrics
         print(_progress(epoch.number, recipe.epochs, metrics, epoch.seconds), flush=True)
-    return pd.DataFrame.from_dict(history, orient="index"), train_seconds
+    table = pd.DataFrame.from_dict(history, orient="index")
+    kept = last = len(history)
+    if recipe.patience:
+        kept = int(table["val_loss"].fillna(math.inf).argmin()) + 1
+        # What a run says of itself is what it logged last: that of the weights it kept.
+        mlflow.log_metrics({**history[kept], "best_epoch": kept}, step=last)
+    return table, history[kept], train_seconds
 
 
 def _progress(number: int, epochs: int, metrics: Mapping[str, float], seconds: float) -> str:
@@ -200,9 +233,9 @@ def _log_params(
 ) -> None:
     params = {
         "model": experiment.model,
-        "hidden_units": experiment.hidden_units,
+        **models.options_of(experiment.model, experiment.architecture),
         **asdict(experiment.recipe),
-        "optimizer": "SGD",
+        "augment": ",".join(experiment.recipe.augment),
         "val_size": experiment.val_size,
         "split_seed": data.SPLIT_SEED,
         "device": experiment.device,
@@ -257,7 +290,11 @@ def log_model(
 
 
 def _log_artifacts(
-    experiment: Experiment, history: pd.DataFrame, subset: Subset, test: Evaluation
+    experiment: Experiment,
+    history: pd.DataFrame,
+    subset: Subset,
+    test: Evaluation,
+    calibration: pd.DataFrame,
 ) -> list[report.ConfusedPair]:
     """Log tables and figures of the test predictions; return the most confused pairs."""
     predicted = test.logits.argmax(dim=1)
@@ -272,18 +309,33 @@ def _log_artifacts(
         (root / "confused_pairs.txt").write_text("".join(f"{pair}\n" for pair in pairs))
         figures.confusion_matrix(confusion, title).savefig(root / "confusion_matrix.png")
         figures.learning_curves(history, experiment.model).savefig(root / "learning_curves.png")
+        if test.logits.isfinite().all():  # a diverged model is sure of nothing
+            figures.reliability_diagram(calibration, title).savefig(root / "reliability.png")
+            figures.precision_recall_curves(subset.labels, test.logits, title).savefig(
+                root / "precision_recall.png"
+            )
         rows = torch.randperm(
             len(subset), generator=torch.Generator().manual_seed(experiment.recipe.seed)
         )[:9]
-        grid = figures.prediction_grid(
-            subset.images[rows],
-            predicted=[CLASSES[index] for index in predicted[rows]],
-            true=[CLASSES[index] for index in subset.labels[rows]],
-            title=title,
-        )
-        grid.savefig(root / "predictions.png")
+        _grid(subset, rows, test, title).savefig(root / "predictions.png")
+        wrong = report.most_confidently_wrong(subset.labels, test.logits)
+        if len(wrong):
+            title = f"{experiment.model}: the mistakes it was surest of"
+            _grid(subset, wrong, test, title).savefig(root / "confidently_wrong.png")
         mlflow.log_artifacts(folder)
     return pairs
+
+
+def _grid(subset: Subset, rows: torch.Tensor, answers: Evaluation, title: str) -> Figure:
+    """Draw the images of `rows` with what the model made of them, and how sure it was."""
+    confidence, predicted = answers.logits[rows].softmax(dim=1).max(dim=1)
+    return figures.prediction_grid(
+        subset.images[rows],
+        predicted=[CLASSES[index] for index in predicted],
+        true=[CLASSES[index] for index in subset.labels[rows]],
+        title=title,
+        confidence=confidence.tolist(),
+    )
 
 
 def _note(
@@ -306,9 +358,9 @@ def _note(
         [
             f"### {experiment.model}: {metrics['test_accuracy']:.2%} test accuracy",
             "",
-            f"{models.count_parameters(model):,} parameters, {recipe.epochs} epochs of SGD"
-            f" (lr {recipe.lr:g}, batch {recipe.batch_size}, seed {recipe.seed}):"
-            f" {metrics['train_seconds']:.1f} s of training,"
+            f"{models.count_parameters(model):,} parameters, {recipe.epochs} epochs of"
+            f" {recipe.optimizer} (lr {recipe.lr:g}, batch {recipe.batch_size},"
+            f" seed {recipe.seed}): {metrics['train_seconds']:.1f} s of training,"
             f" {metrics['images_per_second']:,.0f} images/s.",
             "",
             "| split | loss | accuracy |",

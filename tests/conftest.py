@@ -16,7 +16,8 @@ from click.testing import Result
 
 from fashion import data, tracking
 from fashion.data import FashionMNIST, Subset
-from fashion.engine import Recipe
+from fashion.models import Architecture
+from fashion.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
 
@@ -84,7 +85,7 @@ def train_small(store: Path, small: FashionMNIST) -> Callable[..., str]:
         settings = {"epochs": 1, "batch_size": 32, "lr": 0.1, "seed": 42, "val_size": 200} | changes
         val_size = settings.pop("val_size")
         return tracking.train(
-            tracking.Experiment(model, 10, val_size, "cpu", Recipe(**settings)), small
+            tracking.Experiment(model, Architecture(), val_size, "cpu", Recipe(**settings)), small
         )
 
     return train

@@ -1,10 +1,12 @@
 """The commands refuse bad input in one line, before any run is created."""
 
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import mlflow
 import pytest
 from click.testing import CliRunner, Result
@@ -41,6 +43,21 @@ def runs() -> list[mlflow.entities.Run]:
         ("--lr", "0"),
         ("--lr", "nan"),
         ("--lr", "inf"),
+        ("--blocks", "5"),
+        ("--dropout", "1"),
+        ("--batch-norm", "perhaps"),
+        ("--augment", "flip,spin"),
+        ("--patience", "-1"),
+        ("--optimizer", "lion"),
+        ("--momentum", "1"),
+        ("--momentum", "nan"),
+        ("--nesterov", "perhaps"),
+        ("--weight-decay", "-1"),
+        ("--schedule", "zigzag"),
+        ("--warmup-epochs", "-1"),
+        ("--label-smoothing", "1"),
+        ("--clip-norm", "inf"),
+        ("--ema-decay", "1"),
         ("--hidden-units", "0"),
         ("--seed", "-1"),
         ("--seed", "99999999999999999999"),
@@ -97,6 +114,45 @@ def test_train_reports_its_epochs_and_its_run(invoke) -> None:
     assert max(map(len, lines)) <= 88
     (run,) = runs()
     assert run.info.run_id in lines[-1]
+
+
+@pytest.mark.parametrize("command", [train, main])
+def test_options_that_contradict_each_other_are_refused(invoke, command: click.Command) -> None:
+    result = invoke(command, ["--optimizer", "adam", "--momentum", "0.9"])
+    assert result.exit_code == 2
+    assert "Error: momentum" in result.stderr
+    assert runs() == []
+
+
+def test_early_stopping_needs_validation_data(invoke) -> None:
+    result = invoke(train, ["--patience", "1", "--val-size", "0"])
+    assert result.exit_code == 2
+    assert "Error: patience needs validation data" in result.stderr
+    assert runs() == []
+
+
+def test_an_option_that_the_model_lacks_is_refused(invoke) -> None:
+    result = invoke(train, ["--model", "baseline", "--blocks", "3"])
+    assert result.exit_code == 2
+    assert "Error: baseline has no option blocks" in result.stderr
+    assert runs() == []
+
+
+def test_seeds_become_children_and_their_spread_is_the_parents(invoke) -> None:
+    arguments = ["--model", "baseline", "--epochs", "1", "--val-size", "200"]
+    result = invoke(train, [*arguments, "--seeds", "3", "--seed", "7"])
+    assert result.exit_code == 0, result.output
+    children = [run for run in runs() if "model" in run.data.tags]
+    (parent,) = (run for run in runs() if "model" not in run.data.tags)
+    assert sorted(run.data.params["seed"] for run in children) == ["7", "8", "9"]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    for metric in ("val_accuracy", "test_accuracy", "test_loss", "train_seconds"):
+        values = [run.data.metrics[metric] for run in children]
+        assert parent.data.metrics[f"{metric}_mean"] == pytest.approx(statistics.mean(values))
+        assert parent.data.metrics[f"{metric}_std"] == pytest.approx(statistics.stdev(values))
+    mean = parent.data.metrics["test_accuracy_mean"]
+    assert f"test_accuracy: {mean:.2%} ± " in result.stdout
+    assert parent.info.run_id in result.stdout.splitlines()[-1]
 
 
 def test_main_trains_compares_and_registers(invoke) -> None:

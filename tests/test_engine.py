@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from fashion import engine, models
 from fashion.data import FashionMNIST, Subset, to_float
-from fashion.engine import Recipe
 from fashion.errors import DeviceError
+from fashion.models import Architecture
+from fashion.recipe import Recipe
 
 
 def test_every_sample_is_visited_once_an_epoch_in_a_new_order() -> None:
@@ -21,7 +22,7 @@ def test_every_sample_is_visited_once_an_epoch_in_a_new_order() -> None:
 
 
 def test_training_learns_and_reports_each_epoch(small: FashionMNIST) -> None:
-    model = models.build("baseline", 10, seed=42)
+    model = models.build("baseline", seed=42)
     before = engine.evaluate(model, small.test)
     epochs = list(engine.train(model, small.train, Recipe(epochs=3)))
     after = engine.evaluate(model, small.test)
@@ -35,11 +36,11 @@ def test_training_learns_and_reports_each_epoch(small: FashionMNIST) -> None:
 def test_training_metrics_weigh_samples_not_batches(small: FashionMNIST) -> None:
     # Batches of 1,500 and 500: a mean of batch means would count the small one three times.
     recipe = Recipe(epochs=1, batch_size=1_500, lr=0.1)
-    model = models.build("baseline", 10, seed=42)
+    model = models.build("baseline", seed=42)
     (epoch,) = engine.train(model, small.train, recipe)
 
     order = next(engine.shuffled_orders(2_000, seed=42))
-    replica = models.build("baseline", 10, seed=42)
+    replica = models.build("baseline", seed=42)
     optimizer = torch.optim.SGD(replica.parameters(), lr=0.1)
     losses, hits = [], []
     for rows in order.split(1_500):
@@ -56,7 +57,7 @@ def test_training_metrics_weigh_samples_not_batches(small: FashionMNIST) -> None
 
 def test_evaluation_weighs_samples_whatever_its_batches(small: FashionMNIST) -> None:
     odd = Subset("odd", small.test.images[:7], small.test.labels[:7], "0")
-    model = models.build("cnn", 10, seed=1).eval()
+    model = models.build("cnn", seed=1).eval()
     measured = engine.evaluate(model, odd)
     logits = model(to_float(odd.images))
     assert measured.loss == pytest.approx(F.cross_entropy(logits, odd.labels).item(), rel=1e-6)
@@ -65,7 +66,7 @@ def test_evaluation_weighs_samples_whatever_its_batches(small: FashionMNIST) -> 
 
 
 def test_evaluation_changes_nothing(small: FashionMNIST) -> None:
-    model = models.build("cnn", 10, seed=42).eval()
+    model = models.build("cnn", seed=42).eval()
     before = nn.utils.parameters_to_vector(model.parameters()).clone()
     state = torch.random.get_rng_state()
     engine.evaluate(model, small.test)
@@ -81,14 +82,42 @@ def test_at_each_epoch_the_model_is_ready_for_evaluation(small: FashionMNIST) ->
         assert torch.equal(first, second)
 
 
+def test_early_stopping_ends_with_the_best_weights(small: FashionMNIST) -> None:
+    training, validation = small.split(500)
+    model = models.build("baseline", seed=42)
+    losses = [
+        epoch.validation.loss
+        for epoch in engine.train(
+            model, training, Recipe(epochs=100, lr=0.2, patience=2), validation
+        )
+    ]
+    assert 3 <= len(losses) < 100
+    assert min(losses) == losses[-3]
+    assert engine.evaluate(model, validation).loss == min(losses)
+
+
 def test_the_same_recipe_gives_the_same_weights(small: FashionMNIST) -> None:
     def weights(seed: int) -> torch.Tensor:
-        model = models.build("cnn", 10, seed)
+        model = models.build("cnn", seed=seed)
         list(engine.train(model, small.train, Recipe(epochs=1, seed=seed)))
         return nn.utils.parameters_to_vector(model.parameters())
 
     assert torch.equal(weights(1), weights(1))
     assert not torch.equal(weights(1), weights(2))
+
+
+def test_dropout_follows_from_the_seed(small: FashionMNIST) -> None:
+    def weights(seed: int) -> torch.Tensor:
+        model = models.build("cnn", 42, Architecture(dropout=0.5))
+        list(engine.train(model, small.train, Recipe(epochs=1, seed=seed)))
+        return nn.utils.parameters_to_vector(model.parameters())
+
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    first = weights(1)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(first, weights(1))
 
 
 def test_auto_takes_a_device_that_is_there() -> None:
@@ -105,7 +134,7 @@ def test_a_device_that_is_not_there_is_refused() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_training_on_a_gpu_agrees_with_the_cpu(small: FashionMNIST) -> None:
-    on_cpu, on_gpu = (models.build("cnn", 10, seed=42) for _ in range(2))
+    on_cpu, on_gpu = (models.build("cnn", seed=42) for _ in range(2))
     (cpu,) = engine.train(on_cpu, small.train, Recipe(epochs=1))
     (gpu,) = engine.train(on_gpu.cuda(), small.train, Recipe(epochs=1))
     assert gpu.loss == pytest.approx(cpu.loss, rel=0.02)

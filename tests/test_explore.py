@@ -17,8 +17,9 @@ from torch import nn
 from entrypoints.explore import explore as command
 from fashion import data, explore, models, registry, tracking
 from fashion.data import FashionMNIST, Subset
-from fashion.engine import Recipe
 from fashion.explore import ExploreError
+from fashion.models import Architecture
+from fashion.recipe import Recipe
 from fashion.registry import RegistryError, rebuild
 
 FILES = ["feature_maps.png", "filters.png", "layers.txt"]
@@ -49,7 +50,7 @@ def image(dataset: FashionMNIST) -> torch.Tensor:
 
 
 def build(name: str, hidden_units: int = 10) -> nn.Module:
-    return models.build(name, hidden_units, seed=42).eval()
+    return models.build(name, seed=42, architecture=Architecture(hidden_units)).eval()
 
 
 @pytest.mark.parametrize(("name", "expected"), [("cnn", TINY_VGG), ("baseline", BASELINE)])
@@ -249,7 +250,7 @@ def train(store: Path, small: FashionMNIST) -> Callable[[str, int], str]:
     def run(name: str, hidden_units: int) -> str:
         few = Subset("few", small.train.images[:100], small.train.labels[:100], "few")
         run_id = tracking.train(
-            tracking.Experiment(name, hidden_units, 0, "cpu", Recipe(epochs=1)),
+            tracking.Experiment(name, Architecture(hidden_units), 0, "cpu", Recipe(epochs=1)),
             FashionMNIST(few, small.test, small.directory),
         )
         return registry.model_uri(MlflowClient().get_run(run_id))

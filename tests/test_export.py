@@ -30,7 +30,7 @@ def test_a_logged_model_comes_back_as_the_lab_saves_it(
     assert result.stdout.startswith(f"{path}: {path.stat().st_size:,} bytes\n")
     assert "weights_only=True" in result.stdout
 
-    rebuilt = models.build(name, 10, seed=7)
+    rebuilt = models.build(name, seed=7)
     rebuilt.load_state_dict(torch.load(path, weights_only=True))
     images = dataset.test.images[:200]
     expected = engine.predict(registry.load(uri), images)
@@ -64,7 +64,7 @@ def test_a_logged_model_runs_in_onnxruntime_on_any_batch(
 def test_a_file_that_does_not_read_back_is_not_left_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = models.build("baseline", 10, seed=0)
+    model = models.build("baseline", seed=0)
     path = tmp_path / "models" / "baseline.pth"
     damaged = {name: tensor + 1e-6 for name, tensor in model.state_dict().items()}
     monkeypatch.setattr(torch, "load", Mock(return_value=damaged))
@@ -82,7 +82,7 @@ def test_wrong_logits_of_onnxruntime_leave_the_earlier_file_alone(
     predict = engine.predict
     monkeypatch.setattr(engine, "predict", lambda model, images: predict(model, images) + 0.01)
     with pytest.raises(export.ExportError, match="batches of 1"):
-        export.to_onnx(models.build("baseline", 10, seed=0).eval(), path, dataset.test.images[:8])
+        export.to_onnx(models.build("baseline", seed=0).eval(), path, dataset.test.images[:8])
     assert path.read_text() == "earlier"
     assert list(tmp_path.iterdir()) == [path]
 

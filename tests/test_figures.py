@@ -1,5 +1,7 @@
 """The figures show what they were given."""
 
+import math
+
 import pandas as pd
 import pytest
 import torch
@@ -33,6 +35,33 @@ def test_a_grid_takes_any_number_of_images(dataset: FashionMNIST, count: int) ->
     images = dataset.test.images[:count]
     figure = figures.prediction_grid(images, ["Bag"] * count, None, "some")
     assert sum(len(axes.get_images()) for axes in figure.axes) == count
+
+
+def test_a_grid_says_how_sure_the_model_was(dataset: FashionMNIST) -> None:
+    figure = figures.prediction_grid(
+        dataset.test.images[:1], ["Bag"], ["Coat"], "one", confidence=[0.987]
+    )
+    assert figure.axes[0].get_title() == "predicted: Bag (99%)\ntrue: Coat"
+
+
+def test_a_reliability_diagram_has_a_bar_a_bin(dataset: FashionMNIST) -> None:
+    labels = dataset.test.labels
+    # Sure to 80 % of the class that comes next, which is right for nobody, or of the true one.
+    answers = torch.nn.functional.one_hot(labels, 10).double() * 0.78 + 0.022
+    answers[:2500] = answers[:2500].roll(1, dims=1)
+    table = report.calibration(labels, answers.log(), bins=10)
+    upper, lower = figures.reliability_diagram(table, "title").axes
+    heights = [bar.get_height() for bar in upper.patches]
+    assert heights[7:9] == pytest.approx([math.nan, 0.75], nan_ok=True)
+    assert [bar.get_height() for bar in lower.patches] == [0] * 8 + [10_000, 0]
+
+
+def test_each_class_has_its_precision_recall_curve(dataset: FashionMNIST) -> None:
+    labels = dataset.test.labels
+    logits = torch.nn.functional.one_hot(labels, 10).float()
+    (axes,) = figures.precision_recall_curves(labels, logits, "title").axes
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert legend == [f"{name} (AP = 1.00)" for name in CLASSES]
 
 
 def test_the_confusion_matrix_shows_every_count(dataset: FashionMNIST) -> None:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from fashion import engine, mlp
 from fashion.data import FashionMNIST, to_float
-from fashion.engine import Recipe
+from fashion.recipe import Recipe
 
 
 def linear(*widths: int, last: bool = False) -> nn.Sequential:

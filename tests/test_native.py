@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from entrypoints.train import train as train_command
 from fashion import engine, models, native
 from fashion.data import FashionMNIST, to_float
-from fashion.engine import Recipe
+from fashion.models import Architecture
 from fashion.native import KernelError
+from fashion.recipe import Recipe
 
 
 @pytest.fixture
@@ -41,12 +42,12 @@ def loss_and_gradients(
 def test_loss_and_gradients_are_pytorchs(
     small: FashionMNIST, hidden_units: int, batch_size: int
 ) -> None:
-    model = models.build("cnn", hidden_units, seed=7)
+    model = models.build("cnn", seed=7, architecture=Architecture(hidden_units))
     assert native.supports(model)
     images, labels = to_float(small.train.images[:batch_size]), small.train.labels[:batch_size]
     loss, gradients = loss_and_gradients(lambda x: native.forward(model, x), model, images, labels)
     # What is exact to float32's precision is told from what is merely close by float64.
-    exact_model = models.build("cnn", hidden_units, seed=7).double()
+    exact_model = models.build("cnn", seed=7, architecture=Architecture(hidden_units)).double()
     exact_loss, exact = loss_and_gradients(exact_model, exact_model, images.double(), labels)
     assert loss == pytest.approx(exact_loss, rel=1e-6)
     for ours, expected in zip(gradients, exact, strict=True):
@@ -55,7 +56,7 @@ def test_loss_and_gradients_are_pytorchs(
 
 def test_a_trained_network_has_the_same_gradients_too(small: FashionMNIST) -> None:
     # In training some units die and many inputs of a window tie at zero.
-    model = models.build("cnn", 10, seed=42)
+    model = models.build("cnn", seed=42)
     list(engine.train(model, small.train, Recipe(epochs=2)))
     images, labels = to_float(small.test.images), small.test.labels
     _, ours = loss_and_gradients(lambda x: native.forward(model, x), model, images, labels)
@@ -66,7 +67,7 @@ def test_a_trained_network_has_the_same_gradients_too(small: FashionMNIST) -> No
 
 def test_equal_values_in_a_window_share_no_gradient() -> None:
     # Blank images: all four values of every window are equal, and one of them takes the gradient.
-    model = models.build("cnn", 10, seed=42)
+    model = models.build("cnn", seed=42)
     images, labels = torch.ones(3, 1, 28, 28), torch.tensor([0, 1, 2])
     _, ours = loss_and_gradients(lambda x: native.forward(model, x), model, images, labels)
     _, pytorchs = loss_and_gradients(model, model, images, labels)
@@ -74,8 +75,19 @@ def test_equal_values_in_a_window_share_no_gradient() -> None:
         assert torch.allclose(our, expected, rtol=1e-3, atol=1e-6)
 
 
+def test_dropout_is_the_classifiers(small: FashionMNIST) -> None:
+    model = models.build("cnn", 42, Architecture(dropout=0.5))
+    assert native.supports(model)
+    images = to_float(small.train.images[:16])
+    torch.manual_seed(1)
+    ours = native.forward(model, images)
+    torch.manual_seed(1)
+    torch.testing.assert_close(ours, model(images))
+    assert not torch.equal(ours, native.forward(model, images))
+
+
 def test_the_number_of_threads_changes_nothing(small: FashionMNIST) -> None:
-    model = models.build("cnn", 10, seed=42)
+    model = models.build("cnn", seed=42)
     images = to_float(small.train.images[:100])
 
     def gradients(threads: int) -> list[torch.Tensor]:
@@ -94,7 +106,7 @@ def test_the_number_of_threads_changes_nothing(small: FashionMNIST) -> None:
 
 def test_training_goes_the_same_way(small: FashionMNIST) -> None:
     def losses(kernels: str) -> list[float]:
-        model = models.build("cnn", 10, seed=42)
+        model = models.build("cnn", seed=42)
         recipe = Recipe(epochs=2, lr=0.05, kernels=kernels)
         return [epoch.loss for epoch in engine.train(model, small.train, recipe)]
 
@@ -103,7 +115,7 @@ def test_training_goes_the_same_way(small: FashionMNIST) -> None:
 
 
 def test_evaluation_gives_the_same_logits(small: FashionMNIST) -> None:
-    model = models.build("cnn", 10, seed=42).eval()
+    model = models.build("cnn", seed=42).eval()
     list(engine.train(model, small.train, Recipe(epochs=1)))
     torchs, ours = (engine.evaluate(model, small.test, name) for name in ("torch", "native"))
     torch.testing.assert_close(ours.logits, torchs.logits, rtol=1e-4, atol=1e-4)
@@ -112,12 +124,19 @@ def test_evaluation_gives_the_same_logits(small: FashionMNIST) -> None:
 
 
 def test_they_serve_the_cnn_alone() -> None:
-    assert engine.resolve_kernels("native", models.build("baseline", 10, 42)) == "torch"
-    assert engine.resolve_kernels("native", models.build("cnn", 10, 42)) == "native"
-    assert engine.resolve_kernels("auto", models.build("cnn", 10, 42)) == "native"
-    assert engine.resolve_kernels("auto", models.build("cnn", 65, 42)) == "torch"
-    assert engine.resolve_kernels("auto", models.build("cnn", 10, 42).double()) == "torch"
-    assert engine.resolve_kernels("torch", models.build("cnn", 10, 42)) == "torch"
+    assert engine.resolve_kernels("native", models.build("baseline", seed=42)) == "torch"
+    assert engine.resolve_kernels("native", models.build("cnn", seed=42)) == "native"
+    assert engine.resolve_kernels("auto", models.build("cnn", seed=42)) == "native"
+    for architecture in (
+        Architecture(65),
+        Architecture(blocks=1),
+        Architecture(blocks=3),
+        Architecture(batch_norm=True),
+    ):
+        model = models.build("cnn", 42, architecture)
+        assert engine.resolve_kernels("auto", model) == "torch"
+    assert engine.resolve_kernels("auto", models.build("cnn", seed=42).double()) == "torch"
+    assert engine.resolve_kernels("torch", models.build("cnn", seed=42)) == "torch"
 
 
 def test_without_a_compiler_pytorch_trains(
@@ -131,7 +150,7 @@ def test_without_a_compiler_pytorch_trains(
     assert run.data.params["kernels_used"] == "torch"
     assert [record.getMessage() for record in caplog.records if record.name.startswith("fashion")]
     with pytest.raises(KernelError, match="no-such-compiler"):
-        engine.resolve_kernels("native", models.build("cnn", 10, 42))
+        engine.resolve_kernels("native", models.build("cnn", seed=42))
 
 
 def test_asked_for_without_a_compiler_they_are_refused_before_a_run(

@@ -6,7 +6,7 @@ import torch
 from benchmarks.lab import run_lab
 from fashion import engine, models
 from fashion.data import FashionMNIST, Subset
-from fashion.engine import Recipe
+from fashion.recipe import Recipe
 
 # The lab's accuracies in percent, as it prints them: the mean over the test set's batches.
 LAB_ACCURACY = {"baseline": 83.43, "nonlinear": 75.02, "cnn": 88.48}
@@ -29,14 +29,14 @@ def test_the_weights_are_the_labs_on_a_few_thousand_images(
     small: FashionMNIST, name: str, epochs: int
 ) -> None:
     lab = run_lab(name, small, epochs)
-    model = models.build(name, hidden_units=10, seed=42)
+    model = models.build(name, seed=42)
     list(engine.train(model, small.train, Recipe(epochs=epochs, kernels="torch")))
     assert_same_weights(model, lab.model)
 
 
 def test_another_seed_gives_other_weights(small: FashionMNIST) -> None:
     lab = run_lab("baseline", small, epochs=1, seed=43)
-    model = models.build("baseline", hidden_units=10, seed=42)
+    model = models.build("baseline", seed=42)
     list(engine.train(model, small.train, Recipe(epochs=1)))
     with pytest.raises(AssertionError):
         assert_same_weights(model, lab.model)
@@ -48,7 +48,7 @@ def test_the_full_recipe_gives_the_labs_accuracy_and_weights(
     dataset: FashionMNIST, name: str
 ) -> None:
     training, _ = dataset.split(0)
-    model = models.build(name, hidden_units=10, seed=42)
+    model = models.build(name, seed=42)
     list(engine.train(model, training, Recipe(kernels="torch")))
     test = engine.evaluate(model, dataset.test)
     accuracy = batch_mean_accuracy(test.logits, dataset.test)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from entrypoints.predict import predict as command
 from fashion import engine, images, models, predict, registry, tracking
 from fashion.data import CLASSES, FashionMNIST, Subset
-from fashion.engine import Recipe
 from fashion.files import FileError
+from fashion.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def model(dataset: FashionMNIST) -> nn.Module:
     """A linear classifier that has seen 10,000 images: right four times of five."""
-    model = models.build("baseline", 10, seed=42)
+    model = models.build("baseline", seed=42)
     seen = Subset("seen", dataset.train.images[:10_000], dataset.train.labels[:10_000], "")
     for _ in engine.train(model, seen, Recipe(epochs=2)):
         pass

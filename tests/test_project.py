@@ -15,6 +15,7 @@ from packaging.markers import Marker
 
 from fashion import compare
 from fashion.data import FashionMNIST
+from fashion.recipe import OPTIMIZERS, SCHEDULES
 from tests.conftest import ROOT
 
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
@@ -62,6 +63,9 @@ def test_choices_that_help_must_know_without_imports_are_those_of_the_library() 
     }
     assert list(choices["metric"]) == compare.METRICS
     assert list(choices["output_format"]) == compare.FORMATS
+    choices = {option.name: option.type for option in command_of("train").params}
+    assert choices["optimizer"].choices == OPTIMIZERS
+    assert choices["schedule"].choices == SCHEDULES
 
 
 def locked_versions() -> dict[str, str]:

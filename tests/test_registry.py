@@ -23,7 +23,8 @@ from entrypoints.register import register as register_command
 from fashion import data, engine, registry, tracking
 from fashion.compare import Query
 from fashion.data import FashionMNIST
-from fashion.engine import Recipe
+from fashion.models import Architecture
+from fashion.recipe import Recipe
 from fashion.registry import CHAMPION, MODEL_NAME, PREVIOUS, Outcome, RegistryError
 from tests.conftest import assert_one_line
 
@@ -60,7 +61,7 @@ def trained(
     for name, (val_size, recipe) in RECIPES.items():
         mlflow.create_experiment(name, artifact_location=str(folder / "artifacts"))
         mlflow.set_experiment(name)
-        tracking.train(tracking.Experiment("cnn", 10, val_size, "cpu", recipe), small)
+        tracking.train(tracking.Experiment("cnn", Architecture(), val_size, "cpu", recipe), small)
     return path
 
 

@@ -13,10 +13,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
 
-from fashion import engine, models, tracking
+from fashion import engine, models, registry, report, tracking
 from fashion.data import CLASSES, FashionMNIST, to_float
-from fashion.engine import Recipe
 from fashion.errors import TrackingError
+from fashion.models import Architecture
+from fashion.recipe import Recipe
 
 
 @pytest.fixture
@@ -39,7 +40,17 @@ def test_parameters_say_what_ran(run: Run) -> None:
         "seed": "42",
         "kernels": "auto",
         "kernels_used": "torch",
-        "optimizer": "SGD",
+        "optimizer": "sgd",
+        "momentum": "0.0",
+        "nesterov": "False",
+        "weight_decay": "0.0",
+        "schedule": "constant",
+        "warmup_epochs": "0.0",
+        "label_smoothing": "0.0",
+        "clip_norm": "0.0",
+        "ema_decay": "0.0",
+        "augment": "",
+        "patience": "0",
         "val_size": "200",
         "split_seed": "42",
         "device": "cpu",
@@ -63,7 +74,7 @@ def test_test_data_is_measured_once_and_correctly(run: Run, small: FashionMNIST)
     for metric in ("test_loss", "test_accuracy"):
         assert len(MlflowClient().get_metric_history(run.info.run_id, metric)) == 1
     training, validation = small.split(200)
-    model = models.build("baseline", 10, seed=42)
+    model = models.build("baseline", seed=42)
     list(engine.train(model, training, Recipe(epochs=2)))
     test, val = engine.evaluate(model, small.test), engine.evaluate(model, validation)
     assert run.data.metrics["test_accuracy"] == pytest.approx(test.accuracy)
@@ -112,7 +123,49 @@ def test_tables_agree_with_the_metrics(run: Run) -> None:
     assert first_line.endswith(f": {off_diagonal.max()} times")
 
 
-@pytest.mark.parametrize("name", ["confusion_matrix.png", "learning_curves.png", "predictions.png"])
+def test_calibration_is_that_of_the_test_answers(run: Run, small: FashionMNIST) -> None:
+    model = models.build("baseline", seed=42)
+    list(engine.train(model, small.split(200)[0], Recipe(epochs=2)))
+    table = report.calibration(small.test.labels, engine.evaluate(model, small.test).logits)
+    assert run.data.metrics["test_ece"] == pytest.approx(report.expected_calibration_error(table))
+    assert 0 < run.data.metrics["test_ece"] < 0.5
+
+
+def test_a_run_that_stops_early_reports_the_weights_it_kept(
+    train_small: Callable[..., str], small: FashionMNIST
+) -> None:
+    run = mlflow.get_run(train_small("cnn", epochs=50, batch_size=8, lr=0.2, patience=1))
+    history = MlflowClient().get_metric_history(run.info.run_id, "val_loss")
+    losses = {metric.step: metric.value for metric in sorted(history, key=lambda m: -m.timestamp)}
+    assert len(losses) < 50
+    assert run.data.metrics["val_loss"] == min(metric.value for metric in history)
+    assert run.data.metrics["best_epoch"] == min(losses, key=losses.get)
+    stored = registry.load(registry.model_uri(run))
+    _, validation = small.split(200)
+    measured = engine.evaluate(stored, validation)
+    assert measured.loss == pytest.approx(run.data.metrics["val_loss"], rel=1e-3)
+
+
+def test_a_diverged_run_is_logged_to_its_end(train_small: Callable[..., str]) -> None:
+    run = mlflow.get_run(train_small("nonlinear-fixed", lr=1e30))
+    assert run.info.status == "FINISHED"
+    assert math.isnan(run.data.metrics["test_loss"])
+    names = {file.path for file in mlflow.artifacts.list_artifacts(run_id=run.info.run_id)}
+    assert "confusion_matrix.png" in names
+    assert "reliability.png" not in names
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "confusion_matrix.png",
+        "learning_curves.png",
+        "predictions.png",
+        "confidently_wrong.png",
+        "reliability.png",
+        "precision_recall.png",
+    ],
+)
 def test_figures_are_pictures(run: Run, name: str) -> None:
     picture = mlflow.artifacts.load_image(f"{run.info.artifact_uri}/{name}")
     assert isinstance(picture, Image.Image)
@@ -138,7 +191,7 @@ def test_the_model_loads_back_without_pickle_and_gives_the_same_logits(
     requirements = mlflow.artifacts.load_text(f"{info.artifact_path}/requirements.txt").split()
     assert all("==" in requirement for requirement in requirements)
 
-    model = models.build("baseline", 10, seed=42)
+    model = models.build("baseline", seed=42)
     list(engine.train(model, small.split(200)[0], Recipe(epochs=2)))
     loaded = mlflow.pytorch.load_model(uri)
     for size in (1, 7):  # the batch size is free
@@ -160,7 +213,7 @@ def test_without_validation_nothing_is_selected_on(train_small: Callable[..., st
 
 
 def test_children_belong_to_their_group(store: object, small: FashionMNIST) -> None:
-    experiment = tracking.Experiment("baseline", 10, 200, "cpu", Recipe(epochs=1))
+    experiment = tracking.Experiment("baseline", Architecture(), 200, "cpu", Recipe(epochs=1))
     with tracking.group("lab") as parent:
         child = tracking.train(experiment, small, nested=True)
     assert mlflow.get_run(child).data.tags["mlflow.parentRunId"] == parent
@@ -186,7 +239,7 @@ def test_a_failure_leaves_the_run_failed(
         return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, hidden_units))
 
     monkeypatch.setitem(models.MODELS, "broken", broken)
-    experiment = tracking.Experiment("broken", 10, 200, "cpu", Recipe(epochs=1))
+    experiment = tracking.Experiment("broken", Architecture(), 200, "cpu", Recipe(epochs=1))
     with pytest.raises(RuntimeError):
         tracking.train(experiment, small)
     (run,) = mlflow.search_runs(output_format="list")
@@ -196,7 +249,7 @@ def test_a_failure_leaves_the_run_failed(
 def test_system_metrics_are_logged_when_asked(store: object, small: FashionMNIST) -> None:
     mlflow.set_system_metrics_sampling_interval(0.2)
     try:
-        experiment = tracking.Experiment("baseline", 10, 200, "cpu", Recipe(epochs=1))
+        experiment = tracking.Experiment("baseline", Architecture(), 200, "cpu", Recipe(epochs=1))
         run = mlflow.get_run(tracking.train(experiment, small, system_metrics=True))
     finally:
         mlflow.set_system_metrics_sampling_interval(None)

@@ -1,0 +1,82 @@
+"""Augmentation of whole batches where they are, each image with draws of its own.
+
+torchvision's transforms draw once for a batch; they serve one image at a time.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Generator, Tensor
+
+# Pixels by which a shifted image moves at most, either way.
+SHIFT = 2
+# Of random erasing, as in its paper's section 5.1: how often, which share of the image, how flat.
+ERASE_PROBABILITY = 0.5
+ERASE_AREA = (0.02, 0.33)
+ERASE_ASPECT = (0.3, 3.3)
+
+
+def flip(images: Tensor, generator: Generator) -> Tensor:
+    """Mirror half of the images, left to right."""
+    mirrored = torch.rand(len(images), generator=generator) < 0.5
+    return torch.where(mirrored.to(images.device).view(-1, 1, 1, 1), images.flip(-1), images)
+
+
+def shift(images: Tensor, generator: Generator) -> Tensor:
+    """Move each image by up to `SHIFT` pixels each way; black comes in at the edge."""
+    count, _, height, width = images.shape
+    padded = torch.nn.functional.pad(images, (SHIFT, SHIFT, SHIFT, SHIFT))
+    starts = torch.randint(0, 2 * SHIFT + 1, (2, count, 1), generator=generator)
+    rows = (starts[0] + torch.arange(height)).to(images.device)
+    columns = (starts[1] + torch.arange(width)).to(images.device)
+    each = torch.arange(count, device=images.device).view(-1, 1, 1)
+    return padded[each, :, rows.unsqueeze(2), columns.unsqueeze(1)].movedim(-1, 1)
+
+
+def erase(images: Tensor, generator: Generator) -> Tensor:
+    """Overwrite a random rectangle of half of the images with noise.
+
+    Source: Zhong et al., "Random Erasing Data Augmentation" (arXiv:1708.04896).
+    """
+    count, _, height, width = images.shape
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(count, generator=generator)
+
+    area = uniform(*ERASE_AREA) * height * width
+    aspect = uniform(*ERASE_ASPECT)
+    size = torch.stack([(area * aspect).sqrt(), (area / aspect).sqrt()]).round()
+    size = size.clamp(min=1, max=min(height, width))
+    top, left = ((torch.tensor([height, width]).view(2, 1) - size) * torch.stack(
+        [uniform(0, 1), uniform(0, 1)]
+    )).round()  # fmt: skip
+    rows, columns = torch.arange(height), torch.arange(width)
+    in_rows = (rows >= top.unsqueeze(1)) & (rows < (top + size[0]).unsqueeze(1))
+    in_columns = (columns >= left.unsqueeze(1)) & (columns < (left + size[1]).unsqueeze(1))
+    chosen = (torch.rand(count, generator=generator) < ERASE_PROBABILITY).view(-1, 1, 1)
+    erased = (chosen & in_rows.unsqueeze(2) & in_columns.unsqueeze(1)).unsqueeze(1)
+    noise = torch.rand(images.shape, generator=generator)
+    return torch.where(erased.to(images.device), noise.to(images.device), images)
+
+
+AUGMENTATIONS: dict[str, Callable[[Tensor, Generator], Tensor]] = {
+    "flip": flip,
+    "shift": shift,
+    "erase": erase,
+}
+
+
+def make_augmentation(names: Sequence[str], seed: int) -> Callable[[Tensor], Tensor]:
+    """Return the function that applies the augmentations called `names`, in this order.
+
+    It takes and returns float32 images (B, 1, height, width) in [0, 1]; what it draws follows
+    from `seed` and the calls before.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def augment(images: Tensor) -> Tensor:
+        for name in names:
+            images = AUGMENTATIONS[name](images, generator)
+        return images
+
+    return augment

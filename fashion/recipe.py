@@ -1,0 +1,83 @@
+"""What determines a training run, apart from the model and the data."""
+
+from dataclasses import dataclass
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+SCHEDULES = ("constant", "cosine", "one-cycle")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. The defaults are the lab's.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images a step.
+        lr: the greatest learning rate.
+        seed: of the weights and of the order of the images.
+        kernels: what computes the CNN on a CPU. "torch" gives the lab's bits; "native" the same
+            within rounding and several times sooner; "auto" is native where they can be compiled.
+        optimizer: one of `OPTIMIZERS`.
+        momentum, nesterov: SGD's.
+        weight_decay: adamw decouples it from the gradient, the others add it to the gradient.
+        schedule: one of `SCHEDULES`: what becomes of the learning rate.
+        warmup_epochs: epochs, also parts of one, in which the learning rate rises.
+        label_smoothing: probability spread evenly over all classes in the training loss.
+        clip_norm: greatest norm of the gradient; 0 does not clip.
+        ema_decay: the model is the exponential moving average of the weights, with this decay a
+            step; 0 averages nothing.
+        patience: epochs without a lower validation loss after which training stops, and the
+            weights of the epoch with the lowest are the model's; 0 trains on.
+        augment: names of `augment.AUGMENTATIONS`, applied in this order.
+
+    Raises:
+        ValueError: two settings contradict each other.
+    """
+
+    epochs: int = 3
+    batch_size: int = 32
+    lr: float = 0.1
+    seed: int = 42
+    kernels: str = "auto"
+    optimizer: str = "sgd"
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    warmup_epochs: float = 0.0
+    label_smoothing: float = 0.0
+    clip_norm: float = 0.0
+    ema_decay: float = 0.0
+    augment: tuple[str, ...] = ()
+    patience: int = 0
+
+    def __post_init__(self) -> None:
+        if self.optimizer != "sgd" and (self.momentum or self.nesterov):
+            raise ValueError(f"momentum and nesterov are SGD's: {self.optimizer} has its own")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"a warm-up of {self.warmup_epochs:g} epochs leaves none of {self.epochs} to train"
+            )
+        if self.schedule == "one-cycle" and not self.warmup_epochs:
+            raise ValueError("the one-cycle schedule needs warmup_epochs above 0")
+
+    @property
+    def is_plain_sgd(self) -> bool:
+        """Whether each step takes lr times the gradient of the cross-entropy off the weights."""
+        return (
+            self.optimizer == "sgd"
+            and self.schedule == "constant"
+            and not any(
+                (
+                    self.momentum,
+                    self.weight_decay,
+                    self.warmup_epochs,
+                    self.label_smoothing,
+                    self.clip_norm,
+                    self.ema_decay,
+                    self.augment,
+                )
+            )
+        )

@@ -1,0 +1,77 @@
+"""Augmentation changes each image in its own way, and only in that."""
+
+import pytest
+import torch
+
+from fashion import augment, engine, models
+from fashion.augment import AUGMENTATIONS
+from fashion.data import FashionMNIST, to_float
+from fashion.recipe import Recipe
+
+
+@pytest.fixture
+def images(small: FashionMNIST) -> torch.Tensor:
+    return to_float(small.train.images[:400])
+
+
+def apply(name: str, images: torch.Tensor, seed: int = 1) -> torch.Tensor:
+    return augment.make_augmentation([name], seed)(images)
+
+
+def test_half_of_the_images_are_mirrored_and_nothing_else(images: torch.Tensor) -> None:
+    changed = apply("flip", images)
+    same = (changed == images).flatten(1).all(1)
+    mirrored = (changed == images.flip(-1)).flatten(1).all(1)
+    assert (same | mirrored).all()
+    assert 150 < mirrored.sum() < 250
+
+
+def test_images_move_by_up_to_two_pixels_each_way(images: torch.Tensor) -> None:
+    changed = apply("shift", images)
+    padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
+    found = torch.zeros(5, 5)
+    for index, image in enumerate(changed):
+        matches = [
+            (dy, dx)
+            for dy in range(5)
+            for dx in range(5)
+            if torch.equal(image, padded[index, :, dy : dy + 28, dx : dx + 28])
+        ]
+        assert matches
+        found[matches[0]] += 1
+    assert (found > 0).all()
+
+
+def test_a_rectangle_of_half_of_the_images_is_erased(images: torch.Tensor) -> None:
+    images = images * 0.5 - 1  # apart from the noise, which is between 0 and 1
+    changed = apply("erase", images)
+    different = (changed != images).squeeze(1)
+    erased = different.flatten(1).any(1)
+    assert 150 < erased.sum() < 250
+    for mask in different[erased]:
+        rows, columns = mask.any(1).nonzero().squeeze(1), mask.any(0).nonzero().squeeze(1)
+        box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        assert box.all()
+        assert 0.01 < box.numel() / 784 < 0.4
+    assert 0 <= changed[different.unsqueeze(1)].min() <= changed[different.unsqueeze(1)].max() < 1
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_the_seed_determines_what_is_drawn(images: torch.Tensor, name: str) -> None:
+    before = images.clone()
+    assert torch.equal(apply(name, images), apply(name, images))
+    assert not torch.equal(apply(name, images), apply(name, images, seed=2))
+    function = augment.make_augmentation([name], 1)
+    assert not torch.equal(function(images), function(images))
+    assert torch.equal(images, before)
+    assert function(images).shape == images.shape
+
+
+def test_training_sees_the_augmented_images(small: FashionMNIST) -> None:
+    def final_loss(**settings: object) -> float:
+        model = models.build("baseline", seed=42)
+        return list(engine.train(model, small.train, Recipe(**settings)))[-1].loss
+
+    plain, augmented = final_loss(), final_loss(augment=("shift", "erase"))
+    assert augmented > plain + 0.05
+    assert final_loss(augment=("shift", "erase")) == augmented

@@ -1,0 +1,152 @@
+"""Optimisers, schedules and what else a recipe asks for do what they are named after."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fashion import engine, models, optim
+from fashion.data import FashionMNIST, to_float
+from fashion.recipe import OPTIMIZERS, SCHEDULES, Recipe
+
+
+def rates(recipe: Recipe, steps_per_epoch: int) -> list[float]:
+    """Return the learning rate of each step of training."""
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = optim.make_optimizer([parameter], recipe)
+    schedule = optim.make_schedule(optimizer, recipe, steps_per_epoch)
+    found = []
+    for _ in range(recipe.epochs * steps_per_epoch):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+def train(small: FashionMNIST, **settings: object) -> tuple[nn.Module, list[engine.Epoch]]:
+    model = models.build("baseline", seed=42)
+    return model, list(engine.train(model, small.train, Recipe(**settings)))
+
+
+def test_a_constant_rate_is_constant() -> None:
+    assert rates(Recipe(epochs=2, lr=0.1), 5) == [0.1] * 10
+
+
+def test_a_cosine_falls_to_zero() -> None:
+    found = rates(Recipe(epochs=2, lr=0.1, schedule="cosine"), 50)
+    assert found[0] == 0.1
+    assert found[50] == pytest.approx(0.05)
+    assert found == sorted(found, reverse=True)
+    assert found[-1] < 0.001
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_warm_up_rises_to_the_greatest_rate(schedule: str) -> None:
+    found = rates(Recipe(epochs=4, lr=0.1, schedule=schedule, warmup_epochs=0.5), 20)
+    assert found[0] < 0.02
+    assert found[:11] == sorted(found[:11])
+    assert max(found) == pytest.approx(0.1, rel=1e-3)
+    assert found.index(max(found)) in (9, 10)
+    assert found[-1] == pytest.approx(0.1 if schedule == "constant" else 0, abs=0.001)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"optimizer": name, "lr": 0.1 if name == "sgd" else 0.003} for name in OPTIMIZERS),
+        {"momentum": 0.9, "lr": 0.01},
+        {"momentum": 0.9, "nesterov": True, "lr": 0.01},
+        {"schedule": "one-cycle", "warmup_epochs": 0.5},
+        {"label_smoothing": 0.1},
+        {"clip_norm": 1.0},
+        {"ema_decay": 0.9},
+    ],
+)
+def test_each_learns(small: FashionMNIST, settings: dict[str, object]) -> None:
+    model, epochs = train(small, **settings)
+    assert epochs[-1].loss < epochs[0].loss
+    assert engine.evaluate(model, small.test).accuracy > 0.6
+
+
+def test_momentum_and_weight_decay_change_the_weights(small: FashionMNIST) -> None:
+    plain, *others = (
+        nn.utils.parameters_to_vector(train(small, epochs=1, **settings)[0].parameters())
+        for settings in (
+            {},
+            {"momentum": 0.5},
+            {"momentum": 0.5, "nesterov": True},
+            {"weight_decay": 0.01},
+        )
+    )
+    for one, other in itertools.combinations([plain, *others], 2):
+        assert not torch.equal(one, other)
+    assert others[-1].norm() < plain.norm()
+
+
+def test_the_lab_recipe_takes_the_same_steps_however_they_are_taken(small: FashionMNIST) -> None:
+    # A gradient is never this long, so that nothing is clipped, but by another path.
+    by_hand, by_autograd = (train(small, epochs=1, clip_norm=norm)[0] for norm in (0, 1e9))
+    for one, other in zip(by_hand.parameters(), by_autograd.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_clipping_bounds_the_steps(small: FashionMNIST) -> None:
+    before = nn.utils.parameters_to_vector(models.build("baseline", seed=42).parameters())
+    model, _ = train(small, epochs=1, clip_norm=1e-4, lr=0.1)
+    after = nn.utils.parameters_to_vector(model.parameters())
+    assert 0 < (after - before).norm() <= math.ceil(2000 / 32) * 0.1 * 1e-4 * 1.01
+
+
+def test_label_smoothing_makes_a_model_less_sure(small: FashionMNIST) -> None:
+    sure, unsure = (
+        engine.evaluate(train(small, label_smoothing=smoothing)[0], small.train)
+        .logits.softmax(dim=1)
+        .amax(dim=1)
+        .mean()
+        for smoothing in (0, 0.3)
+    )
+    assert unsure < sure - 0.05
+
+
+def test_averaging_leaves_the_training_alone_and_gives_the_average(small: FashionMNIST) -> None:
+    recipe = Recipe(epochs=2, batch_size=500, ema_decay=0.5)
+    model = models.build("baseline", seed=42)
+    seen = [
+        nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+        for _ in engine.train(model, small.train, recipe)
+    ]
+    final = nn.utils.parameters_to_vector(model.parameters())
+    assert torch.equal(final, seen[-1])
+
+    replica = models.build("baseline", seed=42)
+    optimizer = torch.optim.SGD(replica.parameters(), lr=recipe.lr)
+    average, expected = None, []
+    for order in itertools.islice(engine.shuffled_orders(2_000, seed=42), 2):
+        for rows in order.split(500):
+            logits = replica(to_float(small.train.images[rows]))
+            optimizer.zero_grad()
+            F.cross_entropy(logits, small.train.labels[rows]).backward()
+            optimizer.step()
+            weights = nn.utils.parameters_to_vector(replica.parameters()).detach()
+            average = weights.clone() if average is None else 0.5 * average + 0.5 * weights
+        expected.append(average.clone())
+    for ours, theirs in zip(seen, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optimizer": "adam", "momentum": 0.9},
+        {"optimizer": "adamw", "nesterov": True},
+        {"nesterov": True},
+        {"epochs": 2, "warmup_epochs": 2},
+        {"schedule": "one-cycle"},
+    ],
+)
+def test_contradictions_are_refused(settings: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        Recipe(**settings)
