@@ -286,7 +286,9 @@ def test_a_model_whose_code_has_changed_is_refused(
     uri = train("baseline", 10)
     # The same weights by name and shape, but another function.
     monkeypatch.setitem(
-        models.MODELS, "baseline", lambda hidden_units: nn.Sequential(*models.baseline(hidden_units), nn.ReLU())
+        models.MODELS,
+        "baseline",
+        lambda hidden_units: nn.Sequential(*models.baseline(hidden_units), nn.ReLU()),
     )
     with pytest.raises(RegistryError, match="other logits"):
         rebuild(uri)
