@@ -37,7 +37,9 @@ def supports(model: nn.Module) -> TypeGuard[TinyVGG]:
     return (
         isinstance(model, TinyVGG)
         and len(model) == 3
-        and all([type(layer) for layer in block] == PLAIN for block in (model[0], model[1]))
+        and all(
+            [type(layer) for layer in block.children()] == PLAIN for block in (model[0], model[1])
+        )
         and all(p.is_cpu and p.dtype == torch.float32 for p in model.parameters())
         # The first parameter is a convolution's weight: (hidden units, 1, 3, 3).
         and len(next(model.parameters())) <= MAX_CHANNELS
