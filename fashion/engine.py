@@ -14,11 +14,10 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from fashion import mlp, native
+from fashion import conv3x3, mlp, native
 from fashion.augment import make_augmentation
 from fashion.data import Subset, to_float
 from fashion.errors import DeviceError
-from fashion.models import TinyVGG
 from fashion.native import KernelError
 from fashion.optim import make_optimizer, make_schedule
 from fashion.recipe import Recipe
@@ -85,22 +84,26 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def resolve_kernels(name: str, model: nn.Module) -> str:
-    """Return "native" or "torch": what `Recipe.kernels` means for training `model` where it is.
+def resolve_kernels(recipe: Recipe, model: nn.Module) -> str:
+    """Return "native" or "torch": what `recipe.kernels` means for training `model` where it is.
 
     Raises:
-        KernelError: `name` is "native" and this machine cannot compile them.
+        KernelError: it is "native" and this machine cannot compile them.
     """
-    if name == "torch" or not native.supports(model):
-        return "torch"
-    try:
-        native.library()
-    except KernelError as error:
-        if name == "native":
-            raise
-        logger.warning("%s", error)
-        return "torch"
-    return "native"
+    served = conv3x3.supports(model) or (mlp.supports_native(model) and recipe.is_plain_sgd)
+    return "native" if served and _native(recipe.kernels) else "torch"
+
+
+def _native(kernels: str) -> bool:
+    if kernels != "torch":
+        try:
+            native.library()
+        except KernelError as error:
+            if kernels == "native":
+                raise
+            logger.warning("%s", error)
+            return False
+    return kernels != "torch"
 
 
 def train(
@@ -111,7 +114,7 @@ def train(
     At each yield and at the end the model is ready for evaluation: in evaluation mode, its weights
     the averaged ones where the recipe averages them, and at the end the best where it stops early.
 
-    The model's device is where training happens. On a CPU and without native kernels the lab's
+    The model's device is where training happens. On a CPU and with PyTorch's kernels the lab's
     recipe gives, bit for bit, what the lab's loop over a shuffled DataLoader gives.
 
     Args:
@@ -191,6 +194,8 @@ def make_pass(
         average: of the weights, updated at each step.
     """
     if mlp.supports(model) and recipe.is_plain_sgd:
+        if resolve_kernels(recipe, model) == "native":
+            return mlp.make_native_pass(model, recipe.lr)
         return mlp.make_pass(model, recipe.lr)
     forward = _forward(model, recipe.kernels)
     optimizer = make_optimizer(model.parameters(), recipe)
@@ -216,8 +221,8 @@ def make_pass(
 
 
 def _forward(model: nn.Module, kernels: str) -> Callable[[Tensor], Tensor]:
-    if isinstance(model, TinyVGG) and resolve_kernels(kernels, model) == "native":
-        return partial(native.forward, model)
+    if conv3x3.supports(model) and _native(kernels):
+        return partial(conv3x3.forward, model)
     return model
 
 

@@ -1,16 +1,23 @@
 """Training of a stack of linear layers, its backward pass written out.
 
 The lab's linear models are so small that autograd's bookkeeping takes longer than their arithmetic.
-Here are the operations that autograd and torch.optim.SGD would call, with the same operands, so the
-weights are the same, bit for bit.
+`make_pass` calls the operations that autograd and torch.optim.SGD would call, with the same
+operands, so the weights are the same, bit for bit. `make_native_pass` does without calls into
+PyTorch, whose number is what is left of its time; the weights are the same within rounding.
 """
 
+import ctypes
 import functools
 from collections.abc import Callable, Iterable
 from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
+
+from fashion.native import library
+
+# PyTorch's products catch up as layers widen: benchmarks/README.md has the ratios.
+MAX_WIDTH = 64
 
 _log_softmax_backward = torch.ops.aten._log_softmax_backward_data.default
 _nll_loss_backward = torch.ops.aten.nll_loss_backward.default
@@ -25,6 +32,15 @@ def supports(model: nn.Module) -> TypeGuard[nn.Sequential]:
         and isinstance(model[0], nn.Flatten)
         and isinstance(model[1], nn.Linear)
         and all(isinstance(layer, nn.Linear | nn.ReLU) for layer in model[1:])
+    )
+
+
+def supports_native(model: nn.Module) -> TypeGuard[nn.Sequential]:
+    """Tell whether `make_native_pass` can train this model where it is."""
+    return (
+        supports(model)
+        and all(p.is_cpu and p.dtype == torch.float32 for p in model.parameters())
+        and all(len(p) <= MAX_WIDTH for p in model.parameters())
     )
 
 
@@ -79,6 +95,47 @@ def make_pass(
         return logits
 
     @torch.inference_mode()  # once a pass: entering it at each step would take a tenth of the time
+    def train_pass(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+        return torch.cat([step(images, targets) for images, targets in batches])
+
+    return train_pass
+
+
+def make_native_pass(
+    model: nn.Sequential, lr: float
+) -> Callable[[Iterable[tuple[Tensor, Tensor]]], Tensor]:
+    """Return the function that does what that of `make_pass` does, by mlp.c.
+
+    Args:
+        model: one that `supports_native` accepts.
+        lr: the learning rate.
+
+    Raises:
+        KernelError: see `native.library`.
+    """
+    linear = [layer for layer in model[1:] if isinstance(layer, nn.Linear)]
+    followers = [*model[2:], None]
+    relu = [
+        isinstance(follower, nn.ReLU)
+        for layer, follower in zip(model[1:], followers, strict=True)
+        if isinstance(layer, nn.Linear)
+    ]
+    widths = [linear[0].in_features, *(layer.out_features for layer in linear)]
+    network = (
+        len(linear),
+        (ctypes.c_int * len(widths))(*widths),
+        (ctypes.c_int * len(relu))(*relu),
+        (ctypes.c_void_p * len(linear))(*(layer.weight.data_ptr() for layer in linear)),
+        (ctypes.c_void_p * len(linear))(*(layer.bias.data_ptr() for layer in linear)),
+    )
+    mlp_step = library().mlp_step
+
+    def step(images: Tensor, targets: Tensor) -> Tensor:
+        logits = images.new_empty(len(targets), widths[-1])
+        tensors = (tensor.data_ptr() for tensor in (images.contiguous(), targets, logits))
+        mlp_step(*tensors, len(targets), *network, lr)
+        return logits
+
     def train_pass(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
         return torch.cat([step(images, targets) for images, targets in batches])
 

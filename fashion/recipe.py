@@ -15,8 +15,8 @@ class Recipe:
         batch_size: images a step.
         lr: the greatest learning rate.
         seed: of the weights and of the order of the images.
-        kernels: what computes the CNN on a CPU. "torch" gives the lab's bits; "native" the same
-            within rounding and several times sooner; "auto" is native where they can be compiled.
+        kernels: what trains the lab's models on a CPU. "torch" gives the lab's bits; "native" the
+            same within rounding, several times sooner; "auto" is native where it can be compiled.
         optimizer: one of `OPTIMIZERS`.
         momentum, nesterov: SGD's.
         weight_decay: adamw decouples it from the gradient, the others add it to the gradient.

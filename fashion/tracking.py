@@ -102,7 +102,7 @@ def train(
     training, validation = dataset.split(experiment.val_size)
     model = models.build(experiment.model, experiment.recipe.seed, experiment.architecture)
     model.to(device)
-    kernels = engine.resolve_kernels(experiment.recipe.kernels, model)
+    kernels = engine.resolve_kernels(experiment.recipe, model)
     recipe = replace(experiment.recipe, kernels=kernels)
     with mlflow.start_run(
         run_name=experiment.model, nested=nested, log_system_metrics=system_metrics

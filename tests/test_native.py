@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from torch.nn import functional as F
 
 from entrypoints.train import train as train_command
-from fashion import engine, models, native
+from fashion import conv3x3, engine, models, native
 from fashion.data import FashionMNIST, to_float
 from fashion.models import Architecture
 from fashion.native import KernelError
@@ -43,9 +43,9 @@ def test_loss_and_gradients_are_pytorchs(
     small: FashionMNIST, hidden_units: int, batch_size: int
 ) -> None:
     model = models.build("cnn", seed=7, architecture=Architecture(hidden_units))
-    assert native.supports(model)
+    assert conv3x3.supports(model)
     images, labels = to_float(small.train.images[:batch_size]), small.train.labels[:batch_size]
-    loss, gradients = loss_and_gradients(lambda x: native.forward(model, x), model, images, labels)
+    loss, gradients = loss_and_gradients(lambda x: conv3x3.forward(model, x), model, images, labels)
     # What is exact to float32's precision is told from what is merely close by float64.
     exact_model = models.build("cnn", seed=7, architecture=Architecture(hidden_units)).double()
     exact_loss, exact = loss_and_gradients(exact_model, exact_model, images.double(), labels)
@@ -59,7 +59,7 @@ def test_a_trained_network_has_the_same_gradients_too(small: FashionMNIST) -> No
     model = models.build("cnn", seed=42)
     list(engine.train(model, small.train, Recipe(epochs=2)))
     images, labels = to_float(small.test.images), small.test.labels
-    _, ours = loss_and_gradients(lambda x: native.forward(model, x), model, images, labels)
+    _, ours = loss_and_gradients(lambda x: conv3x3.forward(model, x), model, images, labels)
     _, pytorchs = loss_and_gradients(model, model, images, labels)
     for our, expected in zip(ours, pytorchs, strict=True):
         assert (our - expected).norm() <= 1e-4 * expected.norm()
@@ -69,7 +69,7 @@ def test_equal_values_in_a_window_share_no_gradient() -> None:
     # Blank images: all four values of every window are equal, and one of them takes the gradient.
     model = models.build("cnn", seed=42)
     images, labels = torch.ones(3, 1, 28, 28), torch.tensor([0, 1, 2])
-    _, ours = loss_and_gradients(lambda x: native.forward(model, x), model, images, labels)
+    _, ours = loss_and_gradients(lambda x: conv3x3.forward(model, x), model, images, labels)
     _, pytorchs = loss_and_gradients(model, model, images, labels)
     for our, expected in zip(ours, pytorchs, strict=True):
         assert torch.allclose(our, expected, rtol=1e-3, atol=1e-6)
@@ -77,13 +77,13 @@ def test_equal_values_in_a_window_share_no_gradient() -> None:
 
 def test_dropout_is_the_classifiers(small: FashionMNIST) -> None:
     model = models.build("cnn", 42, Architecture(dropout=0.5))
-    assert native.supports(model)
+    assert conv3x3.supports(model)
     images = to_float(small.train.images[:16])
     torch.manual_seed(1)
-    ours = native.forward(model, images)
+    ours = conv3x3.forward(model, images)
     torch.manual_seed(1)
     torch.testing.assert_close(ours, model(images))
-    assert not torch.equal(ours, native.forward(model, images))
+    assert not torch.equal(ours, conv3x3.forward(model, images))
 
 
 def test_the_number_of_threads_changes_nothing(small: FashionMNIST) -> None:
@@ -94,7 +94,7 @@ def test_the_number_of_threads_changes_nothing(small: FashionMNIST) -> None:
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
-            x = native.forward(model, images)
+            x = conv3x3.forward(model, images)
             gradients = torch.autograd.grad((x * x).sum(), list(model.block_1.parameters()))
             return [x.detach(), *gradients]
         finally:
@@ -123,20 +123,25 @@ def test_evaluation_gives_the_same_logits(small: FashionMNIST) -> None:
     assert ours.accuracy == pytest.approx(torchs.accuracy, abs=0.01)
 
 
-def test_they_serve_the_cnn_alone() -> None:
-    assert engine.resolve_kernels("native", models.build("baseline", seed=42)) == "torch"
-    assert engine.resolve_kernels("native", models.build("cnn", seed=42)) == "native"
-    assert engine.resolve_kernels("auto", models.build("cnn", seed=42)) == "native"
+def test_they_serve_the_labs_models_alone() -> None:
+    def used(kernels: str, model: torch.nn.Module, **settings: object) -> str:
+        return engine.resolve_kernels(Recipe(kernels=kernels, **settings), model)
+
+    for name in ("baseline", "nonlinear", "cnn"):
+        assert used("native", models.build(name, seed=42)) == "native"
+        assert used("auto", models.build(name, seed=42)) == "native"
+        assert used("torch", models.build(name, seed=42)) == "torch"
+        assert used("auto", models.build(name, seed=42).double()) == "torch"
     for architecture in (
         Architecture(65),
         Architecture(blocks=1),
         Architecture(blocks=3),
         Architecture(batch_norm=True),
     ):
-        model = models.build("cnn", 42, architecture)
-        assert engine.resolve_kernels("auto", model) == "torch"
-    assert engine.resolve_kernels("auto", models.build("cnn", seed=42).double()) == "torch"
-    assert engine.resolve_kernels("torch", models.build("cnn", seed=42)) == "torch"
+        assert used("auto", models.build("cnn", 42, architecture)) == "torch"
+    assert used("auto", models.build("baseline", seed=42), momentum=0.9) == "torch"
+    assert used("auto", models.build("cnn", seed=42), momentum=0.9) == "native"
+    assert used("native", models.build("resnet", seed=42)) == "torch"
 
 
 def test_without_a_compiler_pytorch_trains(
@@ -150,7 +155,7 @@ def test_without_a_compiler_pytorch_trains(
     assert run.data.params["kernels_used"] == "torch"
     assert [record.getMessage() for record in caplog.records if record.name.startswith("fashion")]
     with pytest.raises(KernelError, match="no-such-compiler"):
-        engine.resolve_kernels("native", models.build("cnn", seed=42))
+        engine.resolve_kernels(Recipe(kernels="native"), models.build("cnn", seed=42))
 
 
 def test_asked_for_without_a_compiler_they_are_refused_before_a_run(
