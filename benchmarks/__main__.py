@@ -23,7 +23,10 @@ SECTIONS: dict[str, Callable[[int], tuple[str, dict]]] = {
     "processes": processes.processes,
     "training": training.training,
     "accuracy": training.accuracy,
+    "presets": training.presets,
 }
+# Sections whose repetitions are seeds.
+OVER_SEEDS = ("accuracy", "presets")
 
 
 @click.command()
@@ -39,7 +42,7 @@ def main(repetitions: int, only: tuple[str, ...], seeds: int, output: str) -> No
     tables = []
     for name, section in SECTIONS.items():
         if not only or name in only:
-            text, results[name] = section(seeds if name == "accuracy" else repetitions)
+            text, results[name] = section(seeds if name in OVER_SEEDS else repetitions)
             tables.append(f"## {name.replace('_', ' ')}\n\n{text}\n")
             click.echo(f"\n{tables[-1]}")
             with replacing(Path(output)) as file:

@@ -1,9 +1,11 @@
 """Train one model by one contender's loop, in a process of its own; print JSON.
 
-    uv run python -m benchmarks.contenders lab cnn
+    uv run python -m benchmarks.contenders lab cnn 42
+    uv run python -m benchmarks.contenders preset fast 42
 
 Each trains for three epochs on all 60,000 images and evaluates the test set after each, on the CPU:
-what the lab's own timer covers. Imports and reading the files are not timed.
+what the lab's own timer covers. Imports and reading the files are not timed. A preset is trained as
+`train` does: on what is not held out for validation, which is evaluated after each epoch.
 """
 
 import json
@@ -18,19 +20,20 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks import lab
+from entrypoints.options import configuration
+from entrypoints.train import train
 from fashion import data, engine, models
 from fashion.data import FashionMNIST
 from fashion.recipe import Recipe
 
 EPOCHS = 3
-SEED = 42
 
 
-def by_lab(name: str, dataset: FashionMNIST) -> nn.Module:
-    return lab.run_lab(name, dataset, EPOCHS, SEED).model
+def by_lab(name: str, dataset: FashionMNIST, seed: int) -> nn.Module:
+    return lab.run_lab(name, dataset, EPOCHS, seed).model
 
 
-def by_lightning(name: str, dataset: FashionMNIST) -> nn.Module:
+def by_lightning(name: str, dataset: FashionMNIST, seed: int) -> nn.Module:
     """What one would write with PyTorch Lightning and its MLflow logger."""
     import lightning
 
@@ -53,7 +56,7 @@ def by_lightning(name: str, dataset: FashionMNIST) -> nn.Module:
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    lightning.seed_everything(SEED, verbose=False)
+    lightning.seed_everything(seed, verbose=False)
     classifier = Classifier()
     with tempfile.TemporaryDirectory() as folder:
         trainer = lightning.Trainer(
@@ -70,28 +73,39 @@ def by_lightning(name: str, dataset: FashionMNIST) -> nn.Module:
     return classifier.model
 
 
-def by_fashion(name: str, dataset: FashionMNIST) -> nn.Module:
-    model = models.build(name, seed=SEED)
-    recipe = Recipe(epochs=EPOCHS, seed=SEED)
+def by_fashion(name: str, dataset: FashionMNIST, seed: int) -> nn.Module:
+    model = models.build(name, seed=seed)
+    recipe = Recipe(epochs=EPOCHS, seed=seed)
     for _ in engine.train(model, dataset.train, recipe):
         engine.evaluate(model, dataset.test, recipe.kernels)
     return model
 
 
-CONTENDERS: dict[str, Callable[[str, FashionMNIST], nn.Module]] = {
+def by_preset(name: str, dataset: FashionMNIST, seed: int) -> nn.Module:
+    settings = train.make_context("train", ["--preset", name, "--seed", str(seed)]).params
+    architecture, recipe = configuration([settings["model"]], settings["val_size"], settings)
+    training, validation = dataset.split(settings["val_size"])
+    model = models.build(settings["model"], seed, architecture)
+    for _ in engine.train(model, training, recipe, validation):
+        pass
+    return model
+
+
+CONTENDERS: dict[str, Callable[[str, FashionMNIST, int], nn.Module]] = {
     "lab": by_lab,
     "lightning": by_lightning,
     "fashion": by_fashion,
+    "preset": by_preset,
 }
 
 
-def main(contender: str, name: str) -> None:
+def main(contender: str, name: str, seed: str) -> None:
     dataset = data.load()
     # Compiled once a machine, not once a training.
-    engine.resolve_kernels(Recipe(), models.build(name, seed=SEED))
+    engine.resolve_kernels(Recipe(), models.build("cnn", seed=0))
     before = _peak_mib()
     start = time.perf_counter()
-    model = CONTENDERS[contender](name, dataset)
+    model = CONTENDERS[contender](name, dataset, int(seed))
     seconds = time.perf_counter() - start
     result = {
         "seconds": seconds,

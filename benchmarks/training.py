@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.contenders import CONTENDERS, EPOCHS, SEED
+from benchmarks.contenders import EPOCHS
 from benchmarks.timing import interleave, medians, table
 from fashion import data, engine, models
 from fashion.recipe import Recipe
 
 MODELS = ("baseline", "nonlinear", "cnn")
+LOOPS = ("lab", "lightning", "fashion")
+SEED = 42
 STEPS = EPOCHS * data.TRAIN_SIZE // 32
 
 
@@ -34,13 +36,10 @@ def training(repetitions: int) -> tuple[str, dict]:
             check=True,
             capture_output=True,
         )
-        for _, name, contender in product(range(repetitions), MODELS, CONTENDERS):
-            python = f"{environment}/bin/python" if contender == "lightning" else sys.executable
-            command = [python, "-m", "benchmarks.contenders", contender, name]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            result = json.loads(done.stdout.splitlines()[-1])
-            results.setdefault(f"{name}: {contender}", []).append(result)
-            print(f"{name}: {contender}: {result['seconds']:.1f} s", file=sys.stderr, flush=True)
+        for _, name, loop in product(range(repetitions), MODELS, LOOPS):
+            python = f"{environment}/bin/python" if loop == "lightning" else sys.executable
+            result = _contend(loop, name, SEED, python)
+            results.setdefault(f"{name}: {loop}", []).append(result)
     rows = []
     for key, runs in results.items():
         lab = results[f"{key.split(':')[0]}: lab"]
@@ -67,6 +66,40 @@ def training(repetitions: int) -> tuple[str, dict]:
         "of which training",
     ]
     return table(header, rows), results
+
+
+def _contend(contender: str, name: str, seed: int, python: str = sys.executable) -> dict:
+    """Return what a contender printed, run in a process of its own."""
+    command = [python, "-m", "benchmarks.contenders", contender, name, str(seed)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    result = json.loads(done.stdout.splitlines()[-1])
+    print(
+        f"{name}: {contender}: seed {seed}: {result['seconds']:.1f} s,"
+        f" {result['test_accuracy']:.2%}",
+        file=sys.stderr,
+        flush=True,
+    )
+    return result
+
+
+def presets(seeds: int) -> tuple[str, dict]:
+    """Train the preset `fast` and the lab's CNN, in turn, over seeds."""
+    contenders = {"the lab's loop, cnn": ("lab", "cnn"), "preset=fast": ("preset", "fast")}
+    results: dict[str, list[dict]] = {name: [] for name in contenders}
+    for seed, name in product(range(SEED, SEED + seeds), contenders):
+        results[name].append(_contend(*contenders[name], seed))
+    rows: list[list[object]] = []
+    for name, runs in results.items():
+        accuracies = [run["test_accuracy"] for run in runs]
+        rows.append(
+            [
+                name,
+                f"{statistics.median(run['seconds'] for run in runs):.1f}",
+                f"{statistics.mean(accuracies):.2%} ± {statistics.stdev(accuracies):.2%}",
+                ", ".join(f"{accuracy:.2%}" for accuracy in accuracies),
+            ]
+        )
+    return table(["", "seconds", "test accuracy", f"of each of {seeds} seeds"], rows), results
 
 
 def floor(repetitions: int) -> tuple[str, dict]:

@@ -12,7 +12,7 @@ from entrypoints.options import Command, ModelName, data_dir_option
     default="cnn",
     show_default=True,
     help="A model of fashion/models.py, untrained: baseline, nonlinear, nonlinear-fixed, cnn,"
-    " resnet.",
+    " compact, resnet.",
 )
 @click.option(
     "--model-uri",

@@ -7,6 +7,7 @@ mistyped option answer at once.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -29,15 +30,18 @@ class Command(click.Command):
 
 
 class ModelName(click.ParamType):
-    """The name of a model of `fashion.models`."""
+    """The name of a model that `fashion.models` can build."""
 
     name = "model"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        from fashion.models import MODELS
+        from fashion.models import MODELS, TORCHVISION, constructor
 
-        if value not in MODELS:
-            self.fail(f"{value!r} is not one of {', '.join(MODELS)}.", param, ctx)
+        try:
+            constructor(value)
+        except KeyError:
+            known = f"{', '.join(MODELS)}, {TORCHVISION}NAME for a classifier of torchvision"
+            self.fail(f"{value!r} is not one of {known}.", param, ctx)
         return value
 
 
@@ -89,7 +93,7 @@ class Device(click.Choice):
 
 
 class Kernels(click.Choice):
-    """What computes the CNN; native only where this machine can compile it."""
+    """What trains the lab's models; native only where this machine can compile it."""
 
     def __init__(self) -> None:
         super().__init__(["auto", "native", "torch"])
@@ -104,6 +108,17 @@ class Kernels(click.Choice):
             except native.KernelError as error:
                 self.fail(f"{error}.", param, ctx)
         return kernels
+
+
+class Weights(click.ParamType):
+    """A file of weights, or a word for none or for the default ones."""
+
+    name = "file"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value not in ("", "default") and not Path(value).is_file():
+            self.fail(f"there is no file {value}.", param, ctx)
+        return value
 
 
 class Augmentations(click.ParamType):
@@ -171,7 +186,7 @@ def configuration(
     Args:
         models: names of what shall be trained.
         val_size: number of images held out for validation.
-        settings: all of `training_options` that are fields of either.
+        settings: options by name; those that are fields of neither are passed over.
 
     Raises:
         click.UsageError: two of them contradict each other, or a model lacks an option.
@@ -179,10 +194,11 @@ def configuration(
     from fashion.models import Architecture, options_of
     from fashion.recipe import Recipe
 
-    of_network = {field.name for field in fields(Architecture)}
+    def only(kind: type) -> dict[str, Any]:
+        return {f.name: settings[f.name] for f in fields(kind) if f.name in settings}
+
     try:
-        architecture = Architecture(**{k: v for k, v in settings.items() if k in of_network})
-        recipe = Recipe(**{k: v for k, v in settings.items() if k not in of_network})
+        architecture, recipe = Architecture(**only(Architecture)), Recipe(**only(Recipe))
         for model in models:
             options_of(model, architecture)
         if recipe.patience and not val_size:
@@ -218,7 +234,7 @@ def training_options(command: Callable) -> Callable:
         ),
         click.option(
             "--optimizer",
-            type=click.Choice(["sgd", "adam", "adamw"]),
+            type=click.Choice(["sgd", "adam", "adamw", "muon"]),
             default="sgd",
             show_default=True,
             help="What takes the steps.",
@@ -290,6 +306,20 @@ def training_options(command: Callable) -> Callable:
             " flip, shift, erase.",
         ),
         click.option(
+            "--mixup",
+            type=Finite(min=0),
+            default=0.0,
+            show_default=True,
+            help="How much images are mixed, two at a time: parameter of a Beta distribution.",
+        ),
+        click.option(
+            "--precision",
+            type=click.Choice(["float32", "bfloat16"]),
+            default="float32",
+            show_default=True,
+            help="What products are computed in.",
+        ),
+        click.option(
             "--hidden-units",
             type=click.IntRange(min=1, max=4096),
             default=10,
@@ -337,7 +367,7 @@ def training_options(command: Callable) -> Callable:
             type=Kernels(),
             default="auto",
             show_default=True,
-            help="What computes the CNN on a CPU: torch, with the lab's results bit for bit;"
+            help="What trains the lab's models on a CPU: torch, with the lab's results bit for bit;"
             " native, several times faster; auto is native where it can be compiled.",
         ),
         data_dir_option,

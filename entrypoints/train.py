@@ -1,21 +1,68 @@
-"""Train one model as an MLflow run: mlflow run . -e train -P model=cnn"""
+"""Train one model as an MLflow run: mlflow run . -e train -P model=cnn
+
+MLflow logs whatever `MLproject` gives a default, and for good. What a preset decides has its
+default here alone; `mlflow run -P hidden_units=32` hands it on as --hidden_units 32.
+"""
 
 from dataclasses import replace
 from typing import Any
 
 import click
 
-from entrypoints.options import Command, ModelName, configuration, training_options
+from entrypoints.options import (
+    Command,
+    ModelName,
+    Weights,
+    configuration,
+    switch,
+    training_options,
+)
+from fashion.presets import PRESETS
 
 
-@click.command(cls=Command)
+def apply_preset(context: click.Context, _: click.Parameter, preset: str) -> str:
+    """Make the settings of the preset the defaults of the options."""
+    context.default_map = PRESETS[preset]
+    return preset
+
+
+@click.command(
+    cls=Command,
+    context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
+)
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    default="lab",
+    show_default=True,
+    is_eager=True,
+    callback=apply_preset,
+    help="Settings that go together; any other option overrides its preset's. The defaults shown"
+    " are the lab's.",
+)
 @click.option(
     "--model",
     type=ModelName(),
     default="cnn",
     show_default=True,
-    help="A model of fashion/models.py: baseline, nonlinear, nonlinear-fixed, cnn, resnet.",
+    help="A model of fashion/models.py: baseline, nonlinear, nonlinear-fixed, cnn, compact,"
+    " resnet; or a"
+    " classifier of torchvision, such as torchvision:resnet18.",
 )
+@click.option(
+    "--pretrained",
+    type=Weights(),
+    default="",
+    help="Weights that a torchvision model starts from: a file, or default to download its best.",
+)
+@click.option(
+    "--freeze-epochs",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="First epochs, in which the last layer alone learns.",
+)
+@switch("--tta", help="Log accuracies of test-time augmentation, by mirror images, too.")
 @click.option(
     "--seeds",
     type=click.IntRange(min=1),
@@ -25,7 +72,9 @@ from entrypoints.options import Command, ModelName, configuration, training_opti
 )
 @training_options
 def train(
+    preset: str,
     model: str,
+    tta: bool,
     seeds: int,
     val_size: int,
     device: str,
@@ -42,7 +91,7 @@ def train(
 
     def train_one(seed: int, **options: bool) -> str:
         experiment = tracking.Experiment(
-            model, architecture, val_size, device, replace(recipe, seed=seed)
+            model, architecture, val_size, device, replace(recipe, seed=seed), preset, tta
         )
         return tracking.train(experiment, dataset, **options)
 

@@ -47,8 +47,11 @@ NUMBERS = [
     "clip_norm",
     "ema_decay",
     "patience",
+    "mixup",
+    "freeze_epochs",
 ]
-NAMES = ["batch_norm", "optimizer", "nesterov", "schedule", "augment"]
+SWITCHES = ["batch_norm", "nesterov"]
+NAMES = [*SWITCHES, "optimizer", "schedule", "augment", "precision", "pretrained"]
 PARAMS = [*NUMBERS, *NAMES]
 ATTRIBUTES = ["run_name", "run_id", "status", "start_time"]
 COLUMNS = ["model", *METRICS, *PARAMS, *ATTRIBUTES]
@@ -260,7 +263,8 @@ def _table(found: Sequence[Run]) -> pd.DataFrame:
     # MLflow stores parameters as text: "0.10" typed at the command line is the number 0.1. The
     # conversion of dtypes keeps whole numbers whole where another run lacks the parameter.
     table[NUMBERS] = table[NUMBERS].apply(pd.to_numeric, errors="coerce").convert_dtypes()
-    table[NAMES] = table[NAMES].apply(lambda names: names.astype("string").str.lower())
+    table[NAMES] = table[NAMES].astype("string")
+    table[SWITCHES] = table[SWITCHES].apply(lambda values: values.str.lower())
     return table.astype(dict.fromkeys(METRICS, float))
 
 

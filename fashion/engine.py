@@ -15,11 +15,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from fashion import conv3x3, mlp, native
-from fashion.augment import make_augmentation
+from fashion.augment import make_augmentation, make_mixup
 from fashion.data import Subset, to_float
 from fashion.errors import DeviceError
 from fashion.native import KernelError
-from fashion.optim import make_optimizer, make_schedule
+from fashion.optim import make_optimizers, make_schedule
 from fashion.recipe import Recipe
 
 # Evaluation keeps no gradients, so its batches are as large as stays in a CPU's cache.
@@ -90,7 +90,9 @@ def resolve_kernels(recipe: Recipe, model: nn.Module) -> str:
     Raises:
         KernelError: it is "native" and this machine cannot compile them.
     """
-    served = conv3x3.supports(model) or (mlp.supports_native(model) and recipe.is_plain_sgd)
+    served = (conv3x3.supports(model) and recipe.precision == "float32") or (
+        mlp.supports_native(model) and recipe.is_plain_sgd
+    )
     return "native" if served and _native(recipe.kernels) else "torch"
 
 
@@ -129,6 +131,9 @@ def train(
     device = next(model.parameters()).device
     images, labels = data.images.to(device), data.labels.to(device)
     steps = math.ceil(len(data) / recipe.batch_size)
+    if recipe.kernels != "torch" and resolve_kernels(recipe, model) == "torch":
+        # PyTorch's convolutions are faster in this layout; its default one gives the lab's bits.
+        model.to(memory_format=torch.channels_last)
     average = None
     if recipe.ema_decay:
         average = AveragedModel(
@@ -139,6 +144,7 @@ def train(
     best, best_epoch, best_loss = model.state_dict(), 0, math.inf
     for number in range(1, recipe.epochs + 1):
         model.train()
+        _freeze(model, number <= recipe.freeze_epochs)
         order = next(orders).to(device)
         start = _clock(device)
         targets = labels[order]
@@ -177,6 +183,8 @@ def train(
             model.load_state_dict(trained)
     if recipe.patience:
         model.load_state_dict(best)
+    _freeze(model, False)
+    model.to(memory_format=torch.contiguous_format)
 
 
 def make_pass(
@@ -197,19 +205,30 @@ def make_pass(
         if resolve_kernels(recipe, model) == "native":
             return mlp.make_native_pass(model, recipe.lr)
         return mlp.make_pass(model, recipe.lr)
-    forward = _forward(model, recipe.kernels)
-    optimizer = make_optimizer(model.parameters(), recipe)
-    schedule = make_schedule(optimizer, recipe, steps_per_epoch)
+    forward = _forward(model, resolve_kernels(recipe, model))
+    optimizers = make_optimizers(model, recipe)
+    schedules = [make_schedule(optimizer, recipe, steps_per_epoch) for optimizer in optimizers]
     augment = make_augmentation(recipe.augment, recipe.seed)
+    mix = make_mixup(recipe.mixup)
+    autocast = partial(
+        torch.autocast,
+        next(model.parameters()).device.type,
+        torch.bfloat16,
+        enabled=recipe.precision == "bfloat16",
+    )
 
     def step(images: Tensor, targets: Tensor) -> Tensor:
-        logits = forward(augment(images))
-        F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing).backward()
+        mixed, shares = mix(augment(images), targets)
+        with autocast():
+            logits = forward(mixed)
+        logits = logits.float()
+        F.cross_entropy(logits, shares, label_smoothing=recipe.label_smoothing).backward()
         if recipe.clip_norm:
             nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+        model.zero_grad()
         if average is not None:
             average.update_parameters(model)
         return logits.detach()
@@ -218,6 +237,14 @@ def make_pass(
         return torch.cat([step(images, targets) for images, targets in batches])
 
     return train_pass
+
+
+def _freeze(model: nn.Module, frozen: bool) -> None:
+    """Let the last layer alone learn, or all of them."""
+    *body, _ = (layer for layer in model.modules() if list(layer.parameters(recurse=False)))
+    for layer in body:
+        for parameter in layer.parameters(recurse=False):
+            parameter.requires_grad_(not frozen)
 
 
 def _forward(model: nn.Module, kernels: str) -> Callable[[Tensor], Tensor]:
@@ -253,9 +280,11 @@ def shuffled_orders(size: int, seed: int) -> Iterator[Tensor]:
         draw()
 
 
-def evaluate(model: nn.Module, data: Subset, kernels: str = "torch") -> Evaluation:
-    """Measure `model`, which is in evaluation mode, on `data`, with kernels as in `Recipe`."""
-    logits = predict(model, data.images, kernels)
+def evaluate(
+    model: nn.Module, data: Subset, kernels: str = "torch", tta: bool = False
+) -> Evaluation:
+    """Measure `model`, which is in evaluation mode, on `data`; see `predict`."""
+    logits = predict(model, data.images, kernels, tta)
     return Evaluation(
         loss=F.cross_entropy(logits, data.labels).item(),
         accuracy=(logits.argmax(dim=1) == data.labels).double().mean().item(),
@@ -264,15 +293,23 @@ def evaluate(model: nn.Module, data: Subset, kernels: str = "torch") -> Evaluati
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, images: Tensor, kernels: str = "torch") -> Tensor:
+def predict(model: nn.Module, images: Tensor, kernels: str = "torch", tta: bool = False) -> Tensor:
     """Return the logits (float32, shape (N, 10), on the CPU) of uint8 images (N, 1, 28, 28).
 
-    The model, which is in evaluation mode, answers on the device it is on.
+    Args:
+        model: in evaluation mode; it answers on the device it is on.
+        images: what to classify.
+        kernels: as in `Recipe`.
+        tta: test-time augmentation: the mean of the logits of each image and of its mirror image.
     """
     device = next(model.parameters()).device
     forward = _forward(model, kernels)
-    batches = images.split(EVAL_BATCH_SIZE)
-    return torch.cat([forward(to_float(batch.to(device))).cpu() for batch in batches])
+
+    def answer(batch: Tensor) -> Tensor:
+        x = to_float(batch.to(device))
+        return (forward(x) + forward(x.flip(-1))) / 2 if tta else forward(x)
+
+    return torch.cat([answer(batch).cpu() for batch in images.split(EVAL_BATCH_SIZE)])
 
 
 def _clock(device: torch.device) -> float:

@@ -13,5 +13,9 @@ class DeviceError(FashionError):
     """The requested device is not available on this machine."""
 
 
+class ModelError(FashionError):
+    """A network cannot be built as asked for."""
+
+
 class TrackingError(FashionError):
     """The tracking server or store cannot be used."""

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-OPTIMIZERS = ("sgd", "adam", "adamw")
+OPTIMIZERS = ("sgd", "adam", "adamw", "muon")
 SCHEDULES = ("constant", "cosine", "one-cycle")
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Recipe:
             same within rounding, several times sooner; "auto" is native where it can be compiled.
         optimizer: one of `OPTIMIZERS`.
         momentum, nesterov: SGD's.
-        weight_decay: adamw decouples it from the gradient, the others add it to the gradient.
+        weight_decay: adamw and muon decouple it from the gradient, the others add it to that.
         schedule: one of `SCHEDULES`: what becomes of the learning rate.
         warmup_epochs: epochs, also parts of one, in which the learning rate rises.
         label_smoothing: probability spread evenly over all classes in the training loss.
@@ -29,6 +30,10 @@ class Recipe:
         patience: epochs without a lower validation loss after which training stops, and the
             weights of the epoch with the lowest are the model's; 0 trains on.
         augment: names of `augment.AUGMENTATIONS`, applied in this order.
+        mixup: how much images are mixed, two at a time: the parameter of the Beta distribution of
+            their shares (Zhang et al., arXiv:1710.09412); 0 mixes none.
+        freeze_epochs: first epochs, in which the last layer alone learns.
+        precision: one of `PRECISIONS`: bfloat16 computes products in it, the rest in float32.
 
     Raises:
         ValueError: two settings contradict each other.
@@ -49,7 +54,10 @@ class Recipe:
     clip_norm: float = 0.0
     ema_decay: float = 0.0
     augment: tuple[str, ...] = ()
+    mixup: float = 0.0
     patience: int = 0
+    freeze_epochs: int = 0
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         if self.optimizer != "sgd" and (self.momentum or self.nesterov):
@@ -69,6 +77,7 @@ class Recipe:
         return (
             self.optimizer == "sgd"
             and self.schedule == "constant"
+            and self.precision == "float32"
             and not any(
                 (
                     self.momentum,
@@ -78,6 +87,8 @@ class Recipe:
                     self.clip_norm,
                     self.ema_decay,
                     self.augment,
+                    self.mixup,
+                    self.freeze_epochs,
                 )
             )
         )

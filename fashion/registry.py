@@ -194,7 +194,7 @@ def rebuild(uri: str) -> nn.Module:
 def _architecture(params: Mapping[str, str]) -> Architecture:
     """Return what a run logged; runs of earlier versions had no choice but of `hidden_units`."""
     return Architecture(
-        hidden_units=int(params["hidden_units"]),
+        hidden_units=int(params.get("hidden_units", THE_LABS.hidden_units)),
         blocks=int(params.get("blocks", THE_LABS.blocks)),
         dropout=float(params.get("dropout", THE_LABS.dropout)),
         batch_norm=params.get("batch_norm", "false").lower() == "true",

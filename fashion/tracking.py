@@ -42,13 +42,25 @@ PIP_REQUIREMENTS = [
 
 @dataclass(frozen=True)
 class Experiment:
-    """One training run, as asked for."""
+    """One training run, as asked for.
+
+    Attributes:
+        model: its name.
+        architecture: its options.
+        val_size: number of training images held out for validation.
+        device: "auto", "cpu", "cuda" or "mps".
+        recipe: how to train it.
+        preset: where settings come from that were not given.
+        tta: whether to log accuracies with test-time augmentation too.
+    """
 
     model: str
     architecture: Architecture
     val_size: int
     device: str
     recipe: Recipe
+    preset: str = "lab"
+    tta: bool = False
 
 
 def connect() -> None:
@@ -127,6 +139,8 @@ def train(
             "images_per_second": speed,
         }
         mlflow.log_metrics(final, model_id=logged.model_id)
+        if experiment.tta:
+            _log_tta(model, validation, dataset.test)
         pairs = _log_artifacts(experiment, history, dataset.test, test, calibration)
         note = _note(run.info.run_id, experiment, model, kept | final, pairs)
         mlflow.set_tag("mlflow.note.content", note)
@@ -214,6 +228,15 @@ def _fit(
     return table, history[kept], train_seconds
 
 
+def _log_tta(model: nn.Module, validation: Subset | None, test: Subset) -> None:
+    for name, subset in (("val", validation), ("test", test)):
+        if subset is not None:
+            answers = engine.evaluate(model, subset, tta=True)
+            mlflow.log_metrics(
+                {f"{name}_accuracy_tta": answers.accuracy, f"{name}_loss_tta": answers.loss}
+            )
+
+
 def _progress(number: int, epochs: int, metrics: Mapping[str, float], seconds: float) -> str:
     line = (
         f"epoch {number}/{epochs}: train loss {metrics['train_loss']:.4f},"
@@ -233,6 +256,8 @@ def _log_params(
 ) -> None:
     params = {
         "model": experiment.model,
+        "preset": experiment.preset,
+        "tta": experiment.tta,
         **models.options_of(experiment.model, experiment.architecture),
         **asdict(experiment.recipe),
         "augment": ",".join(experiment.recipe.augment),

@@ -83,10 +83,12 @@ def train_small(store: Path, small: FashionMNIST) -> Callable[..., str]:
 
     def train(model: str = "baseline", **changes: object) -> str:
         settings = {"epochs": 1, "batch_size": 32, "lr": 0.1, "seed": 42, "val_size": 200} | changes
-        val_size = settings.pop("val_size")
-        return tracking.train(
-            tracking.Experiment(model, Architecture(), val_size, "cpu", Recipe(**settings)), small
+        val_size, tta = settings.pop("val_size"), settings.pop("tta", False)
+        architecture = Architecture(**settings.pop("architecture", {}))
+        experiment = tracking.Experiment(
+            model, architecture, val_size, "cpu", Recipe(**settings), tta=tta
         )
+        return tracking.train(experiment, small)
 
     return train
 

@@ -12,9 +12,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from entrypoints.main import main
+from entrypoints.options import configuration
 from entrypoints.train import train
-from fashion import data
+from fashion import data, models
 from fashion.data import FashionMNIST
+from fashion.presets import PRESETS
 from tests.conftest import ROOT
 
 
@@ -58,6 +60,8 @@ def runs() -> list[mlflow.entities.Run]:
         ("--label-smoothing", "1"),
         ("--clip-norm", "inf"),
         ("--ema-decay", "1"),
+        ("--mixup", "-1"),
+        ("--precision", "float8"),
         ("--hidden-units", "0"),
         ("--seed", "-1"),
         ("--seed", "99999999999999999999"),
@@ -76,6 +80,54 @@ def test_a_bad_option_is_a_usage_error_that_names_it(invoke, command, option, va
     assert len(result.stderr.splitlines()[-1]) < 200
     assert "Traceback" not in result.output
     assert runs() == []
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--preset", "best"), ("--freeze-epochs", "-1"), ("--tta", "perhaps")]
+)
+def test_a_bad_option_of_train_alone_is_a_usage_error_too(invoke, option, value) -> None:
+    result = invoke(train, [option, value])
+    assert result.exit_code == 2
+    assert option in result.stderr
+    assert runs() == []
+
+
+def test_a_preset_gives_the_defaults_and_an_option_overrides_it(
+    invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"model": "baseline", "lr": 0.05, "batch_size": 50, "epochs": 2, "augment": "flip"}
+    monkeypatch.setitem(PRESETS, "fast", settings)
+    # In any order, and with the names as MLflow hands them on.
+    for order in (1, -1):
+        words = [["--preset", "fast"], ["--batch_size", "100"], ["--val-size", "200"]][::order]
+        result = invoke(train, [word for pair in words for word in pair])
+        assert result.exit_code == 0, result.output
+        params = runs()[0].data.params
+        expected = {**settings, "batch_size": 100, "preset": "fast"}
+        assert {name: params[name] for name in expected} == {
+            name: str(value) for name, value in expected.items()
+        }
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_can_be_built(preset: str) -> None:
+    settings = train.make_context("train", ["--preset", preset]).params
+    architecture, recipe = configuration([settings["model"]], settings["val_size"], settings)
+    assert models.build(settings["model"], recipe.seed, architecture)
+
+
+def test_test_time_augmentation_is_logged_beside_the_plain_accuracy(invoke) -> None:
+    result = invoke(
+        train, ["--model", "baseline", "--epochs", "1", "--val-size", "200", "--tta", "true"]
+    )
+    assert result.exit_code == 0, result.output
+    (run,) = runs()
+    for split in ("val", "test"):
+        plain, augmented = (
+            run.data.metrics[f"{split}_{metric}"] for metric in ("loss", "loss_tta")
+        )
+        assert plain != augmented
+        assert 0 < run.data.metrics[f"{split}_accuracy_tta"] < 1
 
 
 def test_an_unknown_model_is_a_usage_error_that_lists_the_known(invoke) -> None:

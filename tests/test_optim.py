@@ -15,8 +15,7 @@ from fashion.recipe import OPTIMIZERS, SCHEDULES, Recipe
 
 def rates(recipe: Recipe, steps_per_epoch: int) -> list[float]:
     """Return the learning rate of each step of training."""
-    parameter = nn.Parameter(torch.zeros(1))
-    optimizer = optim.make_optimizer([parameter], recipe)
+    (optimizer,) = optim.make_optimizers(nn.Linear(1, 1), recipe)
     schedule = optim.make_schedule(optimizer, recipe, steps_per_epoch)
     found = []
     for _ in range(recipe.epochs * steps_per_epoch):
@@ -63,6 +62,9 @@ def test_a_warm_up_rises_to_the_greatest_rate(schedule: str) -> None:
         {"label_smoothing": 0.1},
         {"clip_norm": 1.0},
         {"ema_decay": 0.9},
+        {"mixup": 0.2},
+        {"precision": "bfloat16"},
+        {"freeze_epochs": 1},
     ],
 )
 def test_each_learns(small: FashionMNIST, settings: dict[str, object]) -> None:
@@ -88,9 +90,99 @@ def test_momentum_and_weight_decay_change_the_weights(small: FashionMNIST) -> No
 
 def test_the_lab_recipe_takes_the_same_steps_however_they_are_taken(small: FashionMNIST) -> None:
     # A gradient is never this long, so that nothing is clipped, but by another path.
-    by_hand, by_autograd = (train(small, epochs=1, clip_norm=norm)[0] for norm in (0, 1e9))
+    by_hand, by_autograd = (
+        train(small, epochs=1, clip_norm=norm, kernels="torch")[0] for norm in (0, 1e9)
+    )
     for one, other in zip(by_hand.parameters(), by_autograd.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_muon_takes_orthogonal_steps_on_hidden_filters_alone(layout: torch.memory_format) -> None:
+    model = models.build("cnn", seed=42).to(memory_format=layout)
+    before = [p.detach().clone() for p in model.parameters()]
+    recipe = Recipe(optimizer="muon", lr=0.01)
+    optimizers = optim.make_optimizers(model, recipe)
+    torch.manual_seed(0)
+    F.cross_entropy(model(torch.rand(64, 1, 28, 28)), torch.randint(10, (64,))).backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    names = [name for name, _ in model.named_parameters()]
+    for name, old, p in zip(names, before, model.parameters(), strict=True):
+        step = ((old - p.detach()) / recipe.lr).flatten(1) if p.ndim > 1 else None
+        assert not torch.equal(old, p), name
+        if name in ("block_1.2.weight", "block_2.0.weight", "block_2.2.weight"):
+            # Muon's steps have singular values between about 0.5 and 1.5 times the scale which
+            # gives them the length of AdamW's.
+            singular = torch.linalg.svdvals(step) / (0.2 * 90**0.5)
+            gradient = torch.linalg.svdvals(p.grad.flatten(1))
+            alive = (gradient > 0.01 * gradient.max()).sum()
+            assert alive > 5
+            assert singular[:alive].min() > 0.3
+            assert singular.max() < 1.7
+            # They go down the gradient.
+            assert (step * p.grad.flatten(1)).sum() > 0
+        elif step is not None:
+            # AdamW's first step is of one length in every direction.
+            taken = step[p.grad.flatten(1).abs() > 1e-5].abs()
+            torch.testing.assert_close(taken, torch.ones_like(taken), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("shape", [(10, 40), (40, 10), (16, 16)])
+def test_muon_is_torchs_muon_but_for_rounding(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    ours, torchs = (nn.Parameter(torch.ones(shape)) for _ in range(2))
+    settings = {"lr": 0.01, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    one, other = optim.Float32Muon([ours], **settings), torch.optim.Muon([torchs], **settings)
+    for _ in range(5):
+        ours.grad = torchs.grad = torch.randn(shape)
+        one.step()
+        other.step()
+    torch.testing.assert_close(ours, torchs, rtol=0, atol=0.002)
+    assert not torch.allclose(ours, torch.ones(shape), rtol=0, atol=0.01)
+
+
+def test_frozen_epochs_train_the_last_layer_alone(small: FashionMNIST) -> None:
+    model = models.build("cnn", seed=42)
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    recipe = Recipe(epochs=2, freeze_epochs=1, kernels="torch")
+    changed = [
+        {name for name, p in model.named_parameters() if not torch.equal(p, start[name])}
+        for _ in engine.train(model, small.train, recipe)
+    ]
+    assert changed == [{"classifier.1.weight", "classifier.1.bias"}, set(start)]
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_mixup_trains_on_mixed_images_and_makes_a_model_less_sure(small: FashionMNIST) -> None:
+    sure, unsure = (
+        engine.evaluate(train(small, mixup=alpha)[0], small.train)
+        .logits.softmax(dim=1)
+        .amax(dim=1)
+        .mean()
+        for alpha in (0, 1)
+    )
+    assert unsure < sure - 0.02
+
+
+def test_mixup_follows_from_the_seed(small: FashionMNIST) -> None:
+    one, again, other = (
+        nn.utils.parameters_to_vector(train(small, epochs=1, mixup=1, seed=seed)[0].parameters())
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+
+
+def test_bfloat16_computes_with_fewer_digits(small: FashionMNIST) -> None:
+    def first_loss(precision: str) -> float:
+        model = models.build("resnet", seed=42)
+        recipe = Recipe(epochs=1, batch_size=500, precision=precision, lr=0.01)
+        return next(engine.train(model, small.test, recipe)).loss
+
+    exact, rounded = first_loss("float32"), first_loss("bfloat16")
+    assert exact != rounded
+    assert rounded == pytest.approx(exact, rel=0.01)
 
 
 def test_clipping_bounds_the_steps(small: FashionMNIST) -> None:

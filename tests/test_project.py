@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import click
@@ -15,7 +16,9 @@ from packaging.markers import Marker
 
 from fashion import compare
 from fashion.data import FashionMNIST
-from fashion.recipe import OPTIMIZERS, SCHEDULES
+from fashion.models import Architecture
+from fashion.presets import PRESETS
+from fashion.recipe import OPTIMIZERS, PRECISIONS, SCHEDULES, Recipe
 from tests.conftest import ROOT
 
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
@@ -31,6 +34,14 @@ def test_every_command_is_an_entry_point() -> None:
     assert set(PROJECT["entry_points"]) == modules - {"__init__", "options"}
 
 
+# What a preset of `train` may decide: MLflow would log a default of MLproject whatever it decides.
+OF_A_PRESET = {
+    "model",
+    "tta",
+    *(field.name for settings in (Architecture, Recipe) for field in fields(settings)),
+} - {"seed", "kernels"}
+
+
 @pytest.mark.parametrize("entry_point", PROJECT["entry_points"])
 def test_parameters_are_the_options_of_the_command(entry_point: str) -> None:
     declared = {
@@ -42,7 +53,15 @@ def test_parameters_are_the_options_of_the_command(entry_point: str) -> None:
         default = option.default[0] if option.multiple else option.default
         name = option.opts[0].removeprefix("--").replace("-", "_")
         options[name] = str(default).lower() if isinstance(default, bool) else str(default)
+    if entry_point == "train":
+        assert options.keys() >= OF_A_PRESET
+        options = {name: options[name] for name in options.keys() - OF_A_PRESET}
     assert declared == options
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_decide_nothing_but_what_is_theirs(preset: str) -> None:
+    assert PRESETS[preset].keys() <= OF_A_PRESET
 
 
 @pytest.mark.parametrize("entry_point", PROJECT["entry_points"])
@@ -66,6 +85,7 @@ def test_choices_that_help_must_know_without_imports_are_those_of_the_library() 
     choices = {option.name: option.type for option in command_of("train").params}
     assert choices["optimizer"].choices == OPTIMIZERS
     assert choices["schedule"].choices == SCHEDULES
+    assert choices["precision"].choices == PRECISIONS
 
 
 def locked_versions() -> dict[str, str]:
@@ -144,13 +164,15 @@ def mlflow_run(
 def test_mlflow_run_trains(store: Path, dataset: FashionMNIST, env_manager: str) -> None:
     done = mlflow_run(
         store, dataset, "-e", "train", "--env-manager", env_manager, "--experiment-name", "test",
-        "-P", "model=baseline", "-P", "epochs=1", "-P", "lr=1e-1",
+        "-P", "model=baseline", "-P", "epochs=1", "-P", "lr=1e-1", "-P", "hidden_units=12",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     (run,) = mlflow.search_runs(experiment_names=["test"], output_format="list")
     assert run.info.status == "FINISHED"
     assert run.data.params["model"] == "baseline"
     assert run.data.params["epochs"] == "1"
+    assert run.data.params["hidden_units"] == "12"
+    assert run.data.params["batch_size"] == "32"
     assert run.data.metrics["test_accuracy"] > 0.8
     assert run.data.tags["mlflow.project.entryPoint"] == "train"
     assert len(run.data.tags["mlflow.source.git.commit"]) == 40
