@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -97,15 +97,21 @@ def resolve_kernels(recipe: Recipe, model: nn.Module) -> str:
 
 
 def _native(kernels: str) -> bool:
-    if kernels != "torch":
-        try:
-            native.library()
-        except KernelError as error:
-            if kernels == "native":
-                raise
-            logger.warning("%s", error)
-            return False
-    return kernels != "torch"
+    if kernels == "torch":
+        return False
+    try:
+        native.library()
+    except KernelError as error:
+        if kernels == "native":
+            raise
+        _warn_once(str(error))
+        return False
+    return True
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
 
 
 def train(

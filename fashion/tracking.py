@@ -7,7 +7,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import mlflow
@@ -115,7 +115,6 @@ def train(
     model = models.build(experiment.model, experiment.recipe.seed, experiment.architecture)
     model.to(device)
     kernels = engine.resolve_kernels(experiment.recipe, model)
-    recipe = replace(experiment.recipe, kernels=kernels)
     with mlflow.start_run(
         run_name=experiment.model, nested=nested, log_system_metrics=system_metrics
     ) as run:
@@ -123,7 +122,7 @@ def train(
         _log_params(run, experiment, model, device, kernels)
         _log_lineage(training, validation, dataset.test)
 
-        history, kept, train_seconds = _fit(model, training, validation, recipe)
+        history, kept, train_seconds = _fit(model, training, validation, experiment.recipe)
         speed = len(training) * len(history) / train_seconds
         # The test is of what is stored: the model on the CPU with PyTorch's kernels, where the
         # rounding of a GPU's or of our own is gone.
