@@ -121,22 +121,25 @@ def make_native_pass(
         if isinstance(layer, nn.Linear)
     ]
     widths = [linear[0].in_features, *(layer.out_features for layer in linear)]
-    network = (
-        len(linear),
-        (ctypes.c_int * len(widths))(*widths),
-        (ctypes.c_int * len(relu))(*relu),
-        (ctypes.c_void_p * len(linear))(*(layer.weight.data_ptr() for layer in linear)),
-        (ctypes.c_void_p * len(linear))(*(layer.bias.data_ptr() for layer in linear)),
-    )
     mlp_step = library().mlp_step
 
-    def step(images: Tensor, targets: Tensor) -> Tensor:
-        logits = images.new_empty(len(targets), widths[-1])
-        tensors = (tensor.data_ptr() for tensor in (images.contiguous(), targets, logits))
-        mlp_step(*tensors, len(targets), *network, lr)
-        return logits
-
     def train_pass(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+        # Addresses hold for one pass: between passes a parameter may get other memory.
+        network = (
+            len(linear),
+            (ctypes.c_int * len(widths))(*widths),
+            (ctypes.c_int * len(relu))(*relu),
+            (ctypes.c_void_p * len(linear))(*(layer.weight.data_ptr() for layer in linear)),
+            (ctypes.c_void_p * len(linear))(*(layer.bias.data_ptr() for layer in linear)),
+        )
+
+        def step(images: Tensor, targets: Tensor) -> Tensor:
+            logits = images.new_empty(len(targets), widths[-1])
+            images = images.contiguous()
+            tensors = (tensor.data_ptr() for tensor in (images, targets, logits))
+            mlp_step(*tensors, len(targets), *network, lr)
+            return logits
+
         return torch.cat([step(images, targets) for images, targets in batches])
 
     return train_pass

@@ -84,3 +84,19 @@ def test_a_diverging_training_is_seen_to_diverge(small: FashionMNIST) -> None:
         model = linear(784, 10, 10, last=last)
         epochs = list(engine.train(model, small.train, Recipe(epochs=2, lr=1e30, kernels="native")))
         assert math.isnan(epochs[-1].loss)
+
+
+def test_a_pass_keeps_what_it_trains_alive_and_finds_it_where_it_is(small: FashionMNIST) -> None:
+    batches = [(to_float(small.train.images[:32]), small.train.labels[:32])] * 200
+    train_pass = mlp.make_native_pass(linear(784, 10, 10), lr=0.1)
+    logits = train_pass(batches)
+    targets = small.train.labels[:32]
+    assert F.cross_entropy(logits[-32:], targets) < F.cross_entropy(logits[:32], targets)
+
+    model = linear(784, 10)
+    train_pass = mlp.make_native_pass(model, lr=0.1)
+    model.load_state_dict(
+        {name: torch.zeros_like(p) for name, p in model.state_dict().items()}, assign=True
+    )
+    assert torch.equal(train_pass(batches[:1]), torch.zeros(32, 10))
+    assert model[1].weight.abs().sum() > 0
