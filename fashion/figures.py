@@ -71,8 +71,12 @@ def prediction_grid(
     """
     columns = min(3, len(images))
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(3 * columns, 3.1 * rows + 0.4), layout="constrained")
-    figure.suptitle(title)
+    height = 3.1 * rows + 0.4
+    figure = Figure(figsize=(3 * columns, height))
+    figure.suptitle(title, y=1 - 0.1 / height, va="top")
+    # Two lines of text above each image. Finding the room by itself would take matplotlib longer
+    # than drawing.
+    figure.subplots_adjust(0.01, 0.05 / height, 0.99, 1 - 0.8 / height, wspace=0.05, hspace=0.2)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.axis("off")
