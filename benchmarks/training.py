@@ -90,16 +90,17 @@ def presets(seeds: int) -> tuple[str, dict]:
         results[name].append(_contend(*contenders[name], seed))
     rows: list[list[object]] = []
     for name, runs in results.items():
-        accuracies = [run["test_accuracy"] for run in runs]
-        rows.append(
-            [
-                name,
-                f"{statistics.median(run['seconds'] for run in runs):.1f}",
-                f"{statistics.mean(accuracies):.2%} ± {statistics.stdev(accuracies):.2%}",
-                ", ".join(f"{accuracy:.2%}" for accuracy in accuracies),
-            ]
-        )
+        seconds = f"{statistics.median(run['seconds'] for run in runs):.1f}"
+        rows.append([name, seconds, *_spread([run["test_accuracy"] for run in runs])])
     return table(["", "seconds", "test accuracy", f"of each of {seeds} seeds"], rows), results
+
+
+def _spread(accuracies: list[float]) -> list[str]:
+    """Return mean and standard deviation, and each value, as cells of a table."""
+    return [
+        f"{statistics.mean(accuracies):.2%} ± {statistics.stdev(accuracies):.2%}",
+        ", ".join(f"{accuracy:.2%}" for accuracy in accuracies),
+    ]
 
 
 def floor(repetitions: int) -> tuple[str, dict]:
@@ -195,12 +196,5 @@ def accuracy(seeds: int) -> tuple[str, dict]:
         list(engine.train(model, dataset.train, Recipe(EPOCHS, seed=seed, kernels=kernels)))
         found[kernels].append(engine.evaluate(model, dataset.test).accuracy)
         print(f"seed {seed}, {kernels}: {found[kernels][-1]:.2%}", file=sys.stderr, flush=True)
-    rows: list[list[object]] = [
-        [
-            kernels,
-            f"{statistics.mean(values):.2%} ± {statistics.stdev(values):.2%}",
-            ", ".join(f"{value:.2%}" for value in values),
-        ]
-        for kernels, values in found.items()
-    ]
+    rows: list[list[object]] = [[kernels, *_spread(values)] for kernels, values in found.items()]
     return table(["kernels", "test accuracy", f"of each of {seeds} seeds"], rows), found

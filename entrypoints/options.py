@@ -121,6 +121,11 @@ class Weights(click.ParamType):
         return value
 
 
+def split_names(text: str) -> list[str]:
+    """Return the names in a text that separates them by commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 class Augmentations(click.ParamType):
     """Names of augmentations, separated by commas."""
 
@@ -131,7 +136,7 @@ class Augmentations(click.ParamType):
     ) -> tuple[str, ...]:
         from fashion.augment import AUGMENTATIONS
 
-        chosen = tuple(filter(None, (part.strip() for part in value.split(","))))
+        chosen = tuple(split_names(value))
         for name in chosen:
             if name not in AUGMENTATIONS:
                 self.fail(f"{name!r} is not one of {', '.join(AUGMENTATIONS)}.", param, ctx)
@@ -149,7 +154,7 @@ def names(name: str, *declarations: str, **attributes: Any) -> Callable:
     """Declare an option that takes names, repeated or separated by commas."""
 
     def split(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> list[str]:
-        return [part.strip() for value in values for part in value.split(",") if part.strip()]
+        return [name for value in values for name in split_names(value)]
 
     return click.option(
         name, *declarations, multiple=True, default=[""], callback=split, **attributes

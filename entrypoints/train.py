@@ -46,8 +46,7 @@ def apply_preset(context: click.Context, _: click.Parameter, preset: str) -> str
     default="cnn",
     show_default=True,
     help="A model of fashion/models.py: baseline, nonlinear, nonlinear-fixed, cnn, compact,"
-    " resnet; or a"
-    " classifier of torchvision, such as torchvision:resnet18.",
+    " resnet; or a classifier of torchvision, such as torchvision:resnet18.",
 )
 @click.option(
     "--pretrained",

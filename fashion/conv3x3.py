@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fashion.models import TinyVGG
-from fashion.native import library
+from fashion.native import library, takes
 
 # Images in a block: LANES of the C file.
 LANES = 8
@@ -24,7 +24,7 @@ def supports(model: nn.Module) -> TypeGuard[TinyVGG]:
         and all(
             [type(layer) for layer in block.children()] == PLAIN for block in (model[0], model[1])
         )
-        and all(p.is_cpu and p.dtype == torch.float32 for p in model.parameters())
+        and takes(model)
         # The first parameter is a convolution's weight: (hidden units, 1, 3, 3).
         and len(next(model.parameters())) <= MAX_CHANNELS
     )

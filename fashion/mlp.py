@@ -14,7 +14,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-from fashion.native import library
+from fashion.native import library, takes
 
 # PyTorch's products catch up as layers widen: benchmarks/README.md has the ratios.
 MAX_WIDTH = 64
@@ -37,11 +37,7 @@ def supports(model: nn.Module) -> TypeGuard[nn.Sequential]:
 
 def supports_native(model: nn.Module) -> TypeGuard[nn.Sequential]:
     """Tell whether `make_native_pass` can train this model where it is."""
-    return (
-        supports(model)
-        and all(p.is_cpu and p.dtype == torch.float32 for p in model.parameters())
-        and all(len(p) <= MAX_WIDTH for p in model.parameters())
-    )
+    return supports(model) and takes(model) and all(len(p) <= MAX_WIDTH for p in model.parameters())
 
 
 def make_pass(

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from fashion.errors import FashionError
 from fashion.files import FileError, cache_dir, replacing
@@ -18,6 +19,11 @@ SOURCES = [Path(__file__).with_name(name) for name in ("conv3x3.c", "mlp.c")]
 
 class KernelError(FashionError):
     """The kernels cannot be compiled or loaded on this machine."""
+
+
+def takes(model: nn.Module) -> bool:
+    """Tell whether the kernels can read the model's parameters: float32, on the CPU."""
+    return all(p.is_cpu and p.dtype == torch.float32 for p in model.parameters())
 
 
 @functools.cache

@@ -67,7 +67,10 @@ class Float32Muon(Muon):
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                average = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                state = self.state[p]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(p)
+                average = state["momentum_buffer"]
                 average.lerp_(p.grad, 1 - momentum)
                 direction = _orthogonalized(p.grad.lerp(average, momentum), group)
                 p.mul_(1 - lr * group["weight_decay"])

@@ -74,21 +74,5 @@ class Recipe:
     @property
     def is_plain_sgd(self) -> bool:
         """Whether each step takes lr times the gradient of the cross-entropy off the weights."""
-        return (
-            self.optimizer == "sgd"
-            and self.schedule == "constant"
-            and self.precision == "float32"
-            and not any(
-                (
-                    self.momentum,
-                    self.weight_decay,
-                    self.warmup_epochs,
-                    self.label_smoothing,
-                    self.clip_norm,
-                    self.ema_decay,
-                    self.augment,
-                    self.mixup,
-                    self.freeze_epochs,
-                )
-            )
-        )
+        settings = (self.epochs, self.batch_size, self.lr, self.seed, self.kernels)
+        return self == Recipe(*settings, patience=self.patience)
