@@ -160,7 +160,7 @@ def _ours_hundred_times(name: str, subset: data.Subset) -> Callable[[], None]:
     batch = data.to_float(subset.images), subset.labels
 
     def run() -> None:
-        train_pass([batch] * 100)
+        train_pass.run([batch] * 100)
 
     return run
 

@@ -58,9 +58,9 @@ def compare(
     """Show training runs as a table, best first."""
     if group and latest_per_model:
         raise click.UsageError("--group and --latest-per-model exclude each other.")
-    from fashion import compare, tracking
+    from fashion import compare, runs, tracking
 
-    tracking.connect()
+    runs.connect()
     query = compare.Query(experiments, filter_string, models, metric, top, latest_per_model)
     table = compare.groups(query) if group else compare.runs(query)
     if output:

@@ -60,10 +60,10 @@ def explore(
     """Show a model's layers, its filters, and what it makes of one test image."""
     from pathlib import Path
 
-    from fashion import data, explore, models, registry, tracking
+    from fashion import data, explore, models, registry, runs, tracking
 
     test = data.load(data_dir).test
-    tracking.connect()
+    runs.connect()
     if model_uri:
         name, network = model_uri, registry.rebuild(model_uri)
     else:

@@ -54,10 +54,10 @@ class FileStem(click.ParamType):
 @data_dir_option
 def export(model_uri: str, output_format: str, name: str, output_dir: str, data_dir: str) -> None:
     """Write a model as FILE.pth or FILE.onnx and check what was written."""
-    from fashion import data, export, registry, tracking
+    from fashion import data, export, registry, runs
 
     path = Path(output_dir, f"{name}.{output_format}")
-    tracking.connect()
+    runs.connect()
     model = registry.load(model_uri)
     if output_format == "onnx":
         export.require_onnx()

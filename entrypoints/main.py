@@ -17,15 +17,15 @@ def main(
     **settings: Any,
 ) -> None:
     """Train the lab's three models as child runs of one, compare them, register the best CNN."""
-    from fashion import compare, data, registry, tracking
+    from fashion import compare, data, registry, runs, tracking
     from fashion.models import Architecture
 
     architecture, recipe = configuration(["cnn"], val_size, settings)
     # The linear models have a hidden layer and nothing else to choose.
     linear = Architecture(architecture.hidden_units)
     dataset = data.load(data_dir)
-    tracking.connect()
-    with tracking.group("lab", system_metrics) as parent:
+    runs.connect()
+    with runs.group("lab", system_metrics) as parent:
         for model in ("baseline", "nonlinear", "cnn"):
             click.echo(f"Training {model}")
             network = architecture if model == "cnn" else linear

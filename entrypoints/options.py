@@ -5,9 +5,13 @@ mistyped option answer at once.
 """
 
 import math
-from collections.abc import Callable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,14 +23,55 @@ if TYPE_CHECKING:
     from fashion.recipe import Recipe
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal asks the process to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
 class Command(click.Command):
-    """A command that shows the user's mistakes as one line, without a traceback."""
+    """A command that shows the user's mistakes as one line, and signals as exit codes."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _stoppable():
+                return super().invoke(ctx)
         except FashionError as error:
             raise click.ClickException(str(error)) from error
+        except Stopped as stopped:
+            click.echo(f"Stopped by {stopped}", err=True)
+            ctx.exit(stopped.exit_code)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Raise `Stopped` where a signal asks the process to end; once, so that it ends in order."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP"):  # Windows has none
+        numbers.append(signal.SIGHUP)
+
+    def stop(number: int, _: FrameType | None) -> None:
+        for each in taken:
+            signal.signal(each, signal.SIG_IGN)
+        raise Stopped(number)
+
+    taken = {}
+    if threading.current_thread() is threading.main_thread():  # signals are its alone to set
+        # nohup and shells ignore signals on behalf of what runs in the background.
+        taken = {
+            number: handler
+            for number in numbers
+            if (handler := signal.getsignal(number)) != signal.SIG_IGN
+        }
+    for number in taken:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in taken.items():
+            signal.signal(number, handler)
 
 
 class ModelName(click.ParamType):
@@ -108,6 +153,19 @@ class Kernels(click.Choice):
             except native.KernelError as error:
                 self.fail(f"{error}.", param, ctx)
         return kernels
+
+
+class RunToResume(click.ParamType):
+    """The id of a run, or "latest"."""
+
+    name = "run"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from fashion.checkpoint import RUN_ID
+
+        if value not in ("", "latest") and not RUN_ID.fullmatch(value):
+            self.fail(f"{value!r} is neither the id of a run nor latest.", param, ctx)
+        return value
 
 
 class Weights(click.ParamType):

@@ -118,7 +118,7 @@ def predict(
     """
     if not any(paths) and not indices:
         raise click.UsageError("Give --images, --indices, or both.")
-    from fashion import data, images, predict, registry, tracking
+    from fashion import data, images, predict, registry, runs
 
     samples, skipped = [], 0
     for file in (file for path in paths if path for file in images.find(Path(path))):
@@ -131,7 +131,7 @@ def predict(
         test = data.load(data_dir).test
         samples += [predict.from_subset(test, index) for index in indices]
     if samples:
-        tracking.connect()
+        runs.connect()
         answers = predict.classify(registry.load(model_uri), samples, top)
         click.echo(predict.render(answers), nl=False)
         if output:

@@ -50,11 +50,11 @@ def register(
         )
     if rollback and dry_run:
         raise click.UsageError("--rollback and --dry-run exclude each other.")
-    from fashion import data, registry, tracking
+    from fashion import data, registry, runs
     from fashion.compare import Query
 
     dataset = None if rollback else data.load(data_dir)
-    tracking.connect()
+    runs.connect()
     if dataset is None:
         outcome = registry.rollback(name)
     else:

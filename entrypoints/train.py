@@ -8,10 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from entrypoints.options import (
     Command,
     ModelName,
+    RunToResume,
     Weights,
     configuration,
     switch,
@@ -19,11 +21,28 @@ from entrypoints.options import (
 )
 from fashion.presets import PRESETS
 
+# What MLproject hands on in every run, so that its default may not be what was asked for.
+DECLARED = ("preset", "seed", "val_size", "device", "kernels")
+# What is no setting of the run.
+OF_THE_COMMAND = ("seeds", "resume", "data_dir", "system_metrics")
+
 
 def apply_preset(context: click.Context, _: click.Parameter, preset: str) -> str:
     """Make the settings of the preset the defaults of the options."""
     context.default_map = PRESETS[preset]
     return preset
+
+
+def given(context: click.Context) -> dict[str, Any]:
+    """Return the settings of the run that were typed, by name."""
+    values = {}
+    for option in context.command.params:
+        name = option.name
+        typed = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        default = context.params[name] == option.get_default(context)
+        if typed and name not in OF_THE_COMMAND and not (name in DECLARED and default):
+            values[name] = context.params[name]
+    return values
 
 
 @click.command(
@@ -69,12 +88,23 @@ def apply_preset(context: click.Context, _: click.Parameter, preset: str) -> str
     show_default=True,
     help="Train so often, with seeds from --seed upwards, each a child of one run.",
 )
+@click.option(
+    "--resume",
+    type=RunToResume(),
+    default="",
+    metavar="RUN",
+    help="Go on with this run that was stopped, latest for the last one on this machine. Its"
+    " settings are taken from it; those given here must be the same.",
+)
 @training_options
+@click.pass_context
 def train(
+    context: click.Context,
     preset: str,
     model: str,
     tta: bool,
     seeds: int,
+    resume: str,
     val_size: int,
     device: str,
     data_dir: str,
@@ -82,11 +112,17 @@ def train(
     **settings: Any,
 ) -> None:
     """Train MODEL on Fashion-MNIST and log the run to MLflow."""
-    from fashion import data, tracking
+    from fashion import data, runs, tracking
 
+    if resume and seeds > 1:
+        raise click.UsageError("resume goes on with one run: leave seeds out.")
     architecture, recipe = configuration([model], val_size, settings)
     dataset = data.load(data_dir)
-    tracking.connect()
+    runs.connect()
+    if resume:
+        run_id = tracking.resume(resume, dataset, given(context), system_metrics=system_metrics)
+        click.echo(f"Logged as run {run_id}")
+        return
 
     def train_one(seed: int, **options: bool) -> str:
         experiment = tracking.Experiment(
@@ -97,12 +133,12 @@ def train(
     if seeds == 1:
         run_id = train_one(recipe.seed, system_metrics=system_metrics)
     else:
-        with tracking.group(f"{model}, {seeds} seeds", system_metrics) as run_id:
-            runs = []
+        with runs.group(f"{model}, {seeds} seeds", system_metrics) as run_id:
+            children = []
             for seed in range(recipe.seed, recipe.seed + seeds):
                 click.echo(f"Seed {seed}")
-                runs.append(train_one(seed, nested=True))
-            for metric, (mean, std) in tracking.log_spread(runs).items():
+                children.append(train_one(seed, nested=True))
+            for metric, (mean, std) in tracking.log_spread(children).items():
                 if metric.endswith("accuracy"):
                     click.echo(f"{metric}: {mean:.2%} ± {std:.2%} over {seeds} seeds")
     click.echo(f"Logged as run {run_id}")

@@ -3,7 +3,7 @@
 torchvision's transforms draw once for a batch; they serve one image at a time.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Generator, Tensor
@@ -70,20 +70,27 @@ AUGMENTATIONS: dict[str, Callable[[Tensor, Generator], Tensor]] = {
 }
 
 
-def make_augmentation(names: Sequence[str], seed: int) -> Callable[[Tensor], Tensor]:
-    """Return the function that applies the augmentations called `names`, in this order.
+class Augmentation:
+    """The augmentations called `names`, applied in this order.
 
-    It takes and returns float32 images (B, 1, height, width) in [0, 1]; what it draws follows
-    from `seed` and the calls before.
+    What is drawn follows from `seed` and the batches before.
     """
-    generator = torch.Generator().manual_seed(seed)
 
-    def augment(images: Tensor) -> Tensor:
-        for name in names:
-            images = AUGMENTATIONS[name](images, generator)
+    def __init__(self, names: Sequence[str], seed: int) -> None:
+        self.names = names
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Take and return float32 images (B, 1, height, width) in [0, 1]."""
+        for name in self.names:
+            images = AUGMENTATIONS[name](images, self.generator)
         return images
 
-    return augment
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.generator.set_state(state["generator"])
 
 
 def make_mixup(alpha: float) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:

@@ -3,10 +3,12 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +17,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from fashion import conv3x3, mlp, native
-from fashion.augment import make_augmentation, make_mixup
+from fashion.augment import Augmentation, make_mixup
 from fashion.data import Subset, to_float
 from fashion.errors import DeviceError
 from fashion.native import KernelError
 from fashion.optim import make_optimizers, make_schedule
 from fashion.recipe import Recipe
+
+if TYPE_CHECKING:  # importing it takes a second
+    from torch.distributed.checkpoint.stateful import Stateful
 
 # Evaluation keeps no gradients, so its batches are as large as stays in a CPU's cache.
 EVAL_BATCH_SIZE = 100
@@ -56,6 +61,8 @@ class Epoch:
         accuracy: fraction of samples classified correctly, measured likewise.
         seconds: wall time of the pass, the device synchronised before and after.
         validation: what the model gave on the validation set after it, if there is one.
+        state: what `train` can go on from in another process: tensors, numbers, and lists and
+            dictionaries of them. Its tensors are those of the training: valid until it goes on.
     """
 
     number: int
@@ -63,6 +70,21 @@ class Epoch:
     accuracy: float
     seconds: float
     validation: Evaluation | None
+    state: dict[str, Any] = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What makes one pass of training over batches.
+
+    Attributes:
+        run: takes batches of float32 images (B, 1, 28, 28) and int64 targets (B,), takes a step on
+            each, and returns the logits (N, 10) of all, each from just before its step.
+        parts: what changes with the steps, beside the weights.
+    """
+
+    run: Callable[[Iterable[tuple[Tensor, Tensor]]], Tensor]
+    parts: "tuple[Stateful, ...]" = ()
 
 
 def resolve_device(name: str) -> torch.device:
@@ -115,7 +137,11 @@ def _warn_once(message: str) -> None:
 
 
 def train(
-    model: nn.Module, data: Subset, recipe: Recipe, validation: Subset | None = None
+    model: nn.Module,
+    data: Subset,
+    recipe: Recipe,
+    validation: Subset | None = None,
+    state: Mapping[str, Any] | None = None,
 ) -> Iterator[Epoch]:
     """Train `model` in place, yielding after each epoch.
 
@@ -130,6 +156,8 @@ def train(
         data: the training images.
         recipe: how to train.
         validation: what to evaluate after each epoch; early stopping needs it.
+        state: of an earlier epoch, to go on from: on a CPU the rest gives the bits that it would
+            have given without a break.
 
     Raises:
         KernelError: see `resolve_kernels`.
@@ -146,9 +174,27 @@ def train(
             model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay), use_buffers=True
         )
     train_pass = make_pass(model, recipe, steps, average)
-    orders = shuffled_orders(len(data), recipe.seed)
-    best, best_epoch, best_loss = model.state_dict(), 0, math.inf
-    for number in range(1, recipe.epochs + 1):
+    done, best, best_epoch, best_loss = 0, {}, 0, math.inf
+    if state is not None:
+        done, best, best_epoch, best_loss = (
+            state[key] for key in ("epoch", "best", "best_epoch", "best_loss")
+        )
+        model.load_state_dict(state["model"])
+        for part, its_state in zip(train_pass.parts, state["parts"], strict=True):
+            part.load_state_dict(its_state)
+    # Where weights are averaged, the model lends itself to the average between two epochs.
+    trained = model.state_dict()
+    if average is not None:
+        trained = deepcopy(trained)
+        model.load_state_dict(average.module.state_dict())
+    # The orders before are drawn once more: those after follow from them.
+    orders = islice(shuffled_orders(len(data), recipe.seed), done, None)
+    model.eval()
+    for number in range(done + 1, recipe.epochs + 1):
+        if recipe.patience and number - 1 - best_epoch >= recipe.patience:
+            break
+        if average is not None:
+            model.load_state_dict(trained)
         model.train()
         _freeze(model, number <= recipe.freeze_epochs)
         order = next(orders).to(device)
@@ -167,14 +213,13 @@ def train(
         # What a model draws itself, for dropout, follows from the seed too.
         with torch.random.fork_rng():
             torch.manual_seed((recipe.seed << 16) + number)
-            logits = train_pass(progress)
+            logits = train_pass.run(progress)
         loss = F.cross_entropy(logits.double(), targets).item()
         accuracy = (logits.argmax(dim=1) == targets).double().mean().item()
         seconds = _clock(device) - start
         model.eval()
-        trained = model.state_dict()
         if average is not None:
-            trained = deepcopy(trained)
+            trained = deepcopy(model.state_dict())
             model.load_state_dict(average.module.state_dict())
         measured = None
         if validation is not None:
@@ -182,12 +227,16 @@ def train(
             val_loss = math.inf if math.isnan(measured.loss) else measured.loss
             if recipe.patience and (number == 1 or val_loss < best_loss):
                 best, best_epoch, best_loss = deepcopy(model.state_dict()), number, val_loss
-        yield Epoch(number, loss, accuracy, seconds, measured)
-        if recipe.patience and number - best_epoch >= recipe.patience:
-            break
-        if average is not None and number < recipe.epochs:
-            model.load_state_dict(trained)
-    if recipe.patience:
+        reached = {
+            "epoch": number,
+            "model": trained,
+            "parts": [part.state_dict() for part in train_pass.parts],
+            "best": best,
+            "best_epoch": best_epoch,
+            "best_loss": best_loss,
+        }
+        yield Epoch(number, loss, accuracy, seconds, measured, reached)
+    if best:
         model.load_state_dict(best)
     _freeze(model, False)
     model.to(memory_format=torch.contiguous_format)
@@ -195,11 +244,8 @@ def train(
 
 def make_pass(
     model: nn.Module, recipe: Recipe, steps_per_epoch: int, average: AveragedModel | None = None
-) -> Callable[[Iterable[tuple[Tensor, Tensor]]], Tensor]:
-    """Return the function that makes one pass of training over batches.
-
-    It takes batches of float32 images (B, 1, 28, 28) and int64 targets (B,), takes a step on each,
-    and returns the logits (N, 10) of all, each from just before its step.
+) -> Pass:
+    """Return what makes one pass of training over batches.
 
     Args:
         model: what is trained, in place.
@@ -209,12 +255,12 @@ def make_pass(
     """
     if mlp.supports(model) and recipe.is_plain_sgd:
         if resolve_kernels(recipe, model) == "native":
-            return mlp.make_native_pass(model, recipe.lr)
-        return mlp.make_pass(model, recipe.lr)
+            return Pass(mlp.make_native_pass(model, recipe.lr))
+        return Pass(mlp.make_pass(model, recipe.lr))
     forward = _forward(model, resolve_kernels(recipe, model))
     optimizers = make_optimizers(model, recipe)
     schedules = [make_schedule(optimizer, recipe, steps_per_epoch) for optimizer in optimizers]
-    augment = make_augmentation(recipe.augment, recipe.seed)
+    augment = Augmentation(recipe.augment, recipe.seed)
     mix = make_mixup(recipe.mixup)
     autocast = partial(
         torch.autocast,
@@ -239,10 +285,11 @@ def make_pass(
             average.update_parameters(model)
         return logits.detach()
 
-    def train_pass(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    def run(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
         return torch.cat([step(images, targets) for images, targets in batches])
 
-    return train_pass
+    averages = () if average is None else (average,)
+    return Pass(run, (*optimizers, *schedules, augment, *averages))
 
 
 def _freeze(model: nn.Module, frozen: bool) -> None:

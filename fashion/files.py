@@ -1,4 +1,4 @@
-"""Write files whole or not at all; where downloads and compiled kernels are kept."""
+"""Write files whole or not at all; where downloads, compiled kernels and unfinished runs are."""
 
 import os
 import tempfile
@@ -16,6 +16,18 @@ class FileError(FashionError):
 def cache_dir() -> Path:
     """Return this project's folder in the user's cache; it need not exist."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fashion-mnist"
+
+
+def state_dir() -> Path:
+    """Return the folder that unfinished runs are kept in; it need not exist.
+
+    It is FASHION_STATE_DIR, else this project's folder in the user's state.
+    """
+    chosen = os.environ.get("FASHION_STATE_DIR")
+    if chosen:
+        return Path(chosen).expanduser()
+    state = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser()
+    return state / "fashion-mnist"
 
 
 @contextmanager

@@ -1,43 +1,48 @@
-"""Train models as MLflow runs: the one module that knows MLflow's tracking API."""
+"""Train models as MLflow runs, and go on with runs that were stopped."""
 
+import logging
 import math
-import os
 import platform
-import re
+import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from mlflow import MlflowClient
 from mlflow.data.http_dataset_source import HTTPDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.environment_variables import (
-    MLFLOW_HTTP_REQUEST_MAX_RETRIES,
-    MLFLOW_HTTP_REQUEST_TIMEOUT,
-)
+from mlflow.entities import LoggedModelStatus, Run
 from mlflow.models import infer_signature
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from torch import nn
 
-from fashion import data, engine, figures, models, report
-from fashion.data import CLASSES, FashionMNIST, Subset
+from fashion import checkpoint, data, engine, figures, models, report, runs, summary
+from fashion.checkpoint import CheckpointError
+from fashion.data import FashionMNIST, Subset
 from fashion.engine import Evaluation
-from fashion.errors import TrackingError
 from fashion.models import Architecture
 from fashion.recipe import Recipe
 
 # The tag that tells a training run, and of which model, from the other runs of an experiment.
 MODEL_TAG = "model"
 MODEL_ARTIFACT = "model"
+PER_CLASS_ARTIFACT = "per_class.json"
 # What loading the logged model takes; inferring it would load the model in a second process.
 PIP_REQUIREMENTS = [
     f"mlflow=={mlflow.__version__}",
     f"torch=={torch.__version__.split('+')[0]}",
 ]
+KEPT = "the trained model is kept; log it by mlflow run . -e replay"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,33 +68,6 @@ class Experiment:
     tta: bool = False
 
 
-def connect() -> None:
-    """Check that the tracking store answers, so that nothing is trained in vain.
-
-    A database that does not exist yet is created.
-
-    Raises:
-        TrackingError: it does not answer, or refuses.
-    """
-    uri = mlflow.get_tracking_uri()
-    try:
-        with _single_attempt():
-            mlflow.search_experiments(max_results=1)
-    except Exception as error:  # every store raises errors of its own: requests', SQLAlchemy's, ...
-        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-        raise TrackingError(
-            f"the tracking store {_without_credentials(uri)} cannot be used"
-            f" ({_without_credentials(reason)[:160]}): start it, or set MLFLOW_TRACKING_URI"
-        ) from error
-
-
-@contextmanager
-def group(name: str, system_metrics: bool = False) -> Iterator[str]:
-    """Open a parent run for the training runs of one comparison; yields its id."""
-    with mlflow.start_run(run_name=name, log_system_metrics=system_metrics) as run:
-        yield run.info.run_id
-
-
 def train(
     experiment: Experiment,
     dataset: FashionMNIST,
@@ -99,7 +77,8 @@ def train(
 ) -> str:
     """Train one model and log everything about it as one MLflow run.
 
-    `mlflow run` has opened a run for its entry point: a train entry point continues that one.
+    A checkpoint is written after each epoch, for `resume`. When the tracking store goes away
+    training goes on, and what there is to log waits for it.
 
     Args:
         experiment: what to train.
@@ -109,41 +88,88 @@ def train(
 
     Returns:
         The id of the finished run.
-    """
-    device = engine.resolve_device(experiment.device)
-    training, validation = dataset.split(experiment.val_size)
-    model = models.build(experiment.model, experiment.recipe.seed, experiment.architecture)
-    model.to(device)
-    kernels = engine.resolve_kernels(experiment.recipe, model)
-    with mlflow.start_run(
-        run_name=experiment.model, nested=nested, log_system_metrics=system_metrics
-    ) as run:
-        mlflow.set_tag(MODEL_TAG, experiment.model)
-        _log_params(run, experiment, model, device, kernels)
-        _log_lineage(training, validation, dataset.test)
 
-        history, kept, train_seconds = _fit(model, training, validation, experiment.recipe)
-        speed = len(training) * len(history) / train_seconds
-        # The test is of what is stored: the model on the CPU with PyTorch's kernels, where the
-        # rounding of a GPU's or of our own is gone.
-        model.to("cpu")
-        test = engine.evaluate(model, dataset.test)
-        calibration = report.calibration(dataset.test.labels, test.logits)
-        logged = log_model(model, dataset.test, test)
-        final = {
-            "test_loss": test.loss,
-            "test_accuracy": test.accuracy,
-            "test_ece": report.expected_calibration_error(calibration),
-            "train_seconds": train_seconds,
-            "images_per_second": speed,
+    Raises:
+        TrackingError: the tracking store refuses, at the start or, for as long as MLflow tries, at
+            the end; the trained model is kept for `replay` then.
+        FileError: a checkpoint cannot be written.
+    """
+    model, params = _build(experiment)
+    with runs.running(name=experiment.model, nested=nested, system_metrics=system_metrics) as run:
+        record = {
+            "experiment": asdict(experiment),
+            "params": params,
+            "epochs": [],
+            "trained": False,
+            "state": None,
         }
-        mlflow.log_metrics(final, model_id=logged.model_id)
-        if experiment.tta:
-            _log_tta(model, validation, dataset.test)
-        pairs = _log_artifacts(experiment, history, dataset.test, test, calibration)
-        note = _note(run.info.run_id, experiment, model, kept | final, pairs)
-        mlflow.set_tag("mlflow.note.content", note)
+        checkpoint.save(run.info.run_id, record)
+        _complete(run, record, experiment, model, dataset)
     return run.info.run_id
+
+
+def resume(
+    run_id: str,
+    dataset: FashionMNIST,
+    given: Mapping[str, Any] | None = None,
+    *,
+    system_metrics: bool = False,
+) -> str:
+    """Go on with a run from its last checkpoint, so that it ends as if it had never stopped.
+
+    Args:
+        run_id: its id, or "latest" for the one that this machine was at last.
+        dataset: the verified dataset.
+        given: settings that must be the run's own.
+        system_metrics: sample CPU, memory and network while the run lasts.
+
+    Returns:
+        The id of the finished run.
+
+    Raises:
+        CheckpointError: there is nothing of it here, another process is at it, or the settings, the
+            machine or torch are others than those it was started with.
+        TrackingError, FileError: as for `train`.
+    """
+    with runs.refusals(runs.START_IT), runs.single_attempt():
+        if run_id == "latest":
+            kept = filter(checkpoint.exists, checkpoint.unfinished())
+            run_id = next(filter(runs.present, kept), run_id)
+        known = run_id != "latest" and runs.present(run_id)
+    if not known:
+        raise CheckpointError(f"this machine has no unfinished run of this store: {run_id}")
+    with checkpoint.held(run_id):
+        record = checkpoint.load(run_id)
+        experiment = _experiment(record)
+        _refuse_changes(run_id, _settings(experiment), given or {})
+        model, params = _build(experiment)
+        _refuse_changes(run_id, record["params"], params)
+        with runs.running(run_id, system_metrics=system_metrics) as run:
+            runs.adopt(run_id)
+            _complete(run, record, experiment, model, dataset)
+    return run_id
+
+
+def replay(dataset: FashionMNIST) -> Iterator[tuple[str, str]]:
+    """Log the runs that were trained but could not be logged; yield each run's id and outcome.
+
+    Raises:
+        TrackingError: the tracking store still refuses.
+    """
+    for run_id in checkpoint.unfinished():
+        try:
+            with runs.refusals(runs.START_IT), runs.single_attempt():
+                known = runs.present(run_id)
+            if not known:
+                outcome = "not in this tracking store"
+            elif not checkpoint.load(run_id)["trained"]:
+                outcome = f"not trained to the end: go on with -e train -P resume={run_id}"
+            else:
+                resume(run_id, dataset)
+                outcome = "logged"
+        except CheckpointError as error:
+            outcome = str(error)
+        yield run_id, outcome
 
 
 def log_spread(run_ids: Sequence[str]) -> dict[str, tuple[float, float]]:
@@ -169,7 +195,7 @@ def _active_or_new_run(name: str) -> Iterator[str]:
     if active:
         yield active.info.run_id
     else:
-        with mlflow.start_run(run_name=name) as run:
+        with runs.running(name=name) as run:
             yield run.info.run_id
 
 
@@ -197,62 +223,34 @@ def log_exploration(table: str, drawn: Mapping[str, Figure]) -> str:
     return run_id
 
 
-def _fit(
-    model: nn.Module, training: Subset, validation: Subset | None, recipe: Recipe
-) -> tuple[pd.DataFrame, dict[str, float], float]:
-    """Train, logging each epoch.
-
-    Returns:
-        The metrics by epoch, those of the weights that were kept, and the seconds of training.
-    """
-    history: dict[int, dict[str, float]] = {}
-    train_seconds = 0.0
-    for epoch in engine.train(model, training, recipe, validation):
-        train_seconds += epoch.seconds
-        metrics = {"train_loss": epoch.loss, "train_accuracy": epoch.accuracy}
-        if epoch.validation is not None:
-            metrics |= {
-                "val_loss": epoch.validation.loss,
-                "val_accuracy": epoch.validation.accuracy,
-            }
-        mlflow.log_metrics(metrics, step=epoch.number)
-        history[epoch.number] = metrics
-        print(_progress(epoch.number, recipe.epochs, metrics, epoch.seconds), flush=True)
-    table = pd.DataFrame.from_dict(history, orient="index")
-    kept = last = len(history)
-    if recipe.patience:
-        kept = int(table["val_loss"].fillna(math.inf).argmin()) + 1
-        # What a run says of itself is what it logged last: that of the weights it kept.
-        mlflow.log_metrics({**history[kept], "best_epoch": kept}, step=last)
-    return table, history[kept], train_seconds
+def _settings(experiment: Experiment) -> dict[str, Any]:
+    """Return everything that was asked for, by the names of the options."""
+    settings = asdict(experiment)
+    return settings | settings.pop("architecture") | settings.pop("recipe")
 
 
-def _log_tta(model: nn.Module, validation: Subset | None, test: Subset) -> None:
-    for name, subset in (("val", validation), ("test", test)):
-        if subset is not None:
-            answers = engine.evaluate(model, subset, tta=True)
-            mlflow.log_metrics(
-                {f"{name}_accuracy_tta": answers.accuracy, f"{name}_loss_tta": answers.loss}
-            )
+def _experiment(record: Mapping[str, Any]) -> Experiment:
+    saved = dict(record["experiment"])
+    architecture, recipe = Architecture(**saved.pop("architecture")), Recipe(**saved.pop("recipe"))
+    return Experiment(architecture=architecture, recipe=recipe, **saved)
 
 
-def _progress(number: int, epochs: int, metrics: Mapping[str, float], seconds: float) -> str:
-    line = (
-        f"epoch {number}/{epochs}: train loss {metrics['train_loss']:.4f},"
-        f" accuracy {metrics['train_accuracy']:.2%}"
-    )
-    if "val_loss" in metrics:
-        line += f"; val loss {metrics['val_loss']:.4f}, accuracy {metrics['val_accuracy']:.2%}"
-    return f"{line} ({seconds:.1f} s)"
+def _refuse_changes(run_id: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    changes = [
+        f"{name} was {before[name]}, is {value}"
+        for name, value in now.items()
+        # Another patch of Python computes the same.
+        if before[name] != value and name != "python_version"
+    ]
+    if changes:
+        raise CheckpointError(f"run {run_id} cannot go on with changes: {'; '.join(changes)}")
 
 
-def _log_params(
-    run: mlflow.ActiveRun,
-    experiment: Experiment,
-    model: nn.Module,
-    device: torch.device,
-    kernels: str,
-) -> None:
+def _build(experiment: Experiment) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the untrained model, where it will be trained, and the parameters to log."""
+    device = engine.resolve_device(experiment.device)
+    model = models.build(experiment.model, experiment.recipe.seed, experiment.architecture)
+    model.to(device)
     params = {
         "model": experiment.model,
         "preset": experiment.preset,
@@ -266,12 +264,143 @@ def _log_params(
         "device_name": (
             torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         ),
-        "kernels_used": kernels,
+        "kernels_used": engine.resolve_kernels(experiment.recipe, model),
         "threads": torch.get_num_threads(),
-        "torch_version": torch.__version__,
+        # A text: its own class of versions is none that a checkpoint may hold.
+        "torch_version": str(torch.__version__),
         "python_version": platform.python_version(),
         "num_parameters": models.count_parameters(model),
     }
+    return model, params
+
+
+def _complete(
+    run: Run,
+    record: dict[str, Any],
+    experiment: Experiment,
+    model: nn.Module,
+    dataset: FashionMNIST,
+) -> None:
+    """Do what is left of a run. What has been logged already does not change when it is again."""
+    recipe = experiment.recipe
+    training, validation = dataset.split(experiment.val_size)
+    with runs.refusals(runs.START_IT):
+        mlflow.set_tag(MODEL_TAG, experiment.model)
+        _log_params(run, record["params"])
+        _log_lineage(training, validation, dataset.test)
+    try:
+        _fit(run, record, model, training, validation, recipe)
+    except KeyboardInterrupt:
+        print(f"Stopped: go on by -P resume={run.info.run_id}", file=sys.stderr)
+        raise
+
+    epochs = record["epochs"]
+    history = pd.DataFrame([epoch["metrics"] for epoch in epochs], range(1, len(epochs) + 1))
+    kept = history.index[-1]
+    if recipe.patience:
+        kept = history["val_loss"].fillna(math.inf).idxmin()
+    train_seconds = sum(epoch["seconds"] for epoch in epochs)
+    # The test is of what is stored: the model on the CPU with PyTorch's kernels, where the rounding
+    # of a GPU's or of our own is gone.
+    model.to("cpu")
+    test = engine.evaluate(model, dataset.test)
+    print(f"test loss {test.loss:.4f}, accuracy {test.accuracy:.2%}", flush=True)
+    calibration = report.calibration(dataset.test.labels, test.logits)
+    final = {
+        "test_loss": test.loss,
+        "test_accuracy": test.accuracy,
+        "test_ece": report.expected_calibration_error(calibration),
+        "train_seconds": train_seconds,
+        "images_per_second": len(training) * len(epochs) / train_seconds,
+    }
+    extra = _tta(model, validation, dataset.test) if experiment.tta else {}
+    metrics = epochs[kept - 1]["metrics"]
+    if recipe.patience:
+        # What a run says of itself is what it logged last: that of the weights it kept.
+        extra |= {**metrics, "best_epoch": kept}
+    at = {"step": history.index[-1], "timestamp": epochs[-1]["timestamp"] + 1}
+    with tempfile.TemporaryDirectory() as folder:
+        pairs = summary.write_files(
+            Path(folder), experiment.model, recipe.seed, history, dataset.test, test, calibration
+        )
+        with runs.refusals(KEPT):
+            model_id = _logged_model(run) or log_model(model, dataset.test, test).model_id
+            mlflow.log_metrics(final, model_id=model_id, timestamp=at["timestamp"])
+            mlflow.log_metrics(extra, **at)
+            mlflow.log_artifacts(folder)
+            _log_per_class(run, dataset.test, test)
+            text = summary.note(
+                run.info.run_id,
+                experiment.model,
+                record["params"]["num_parameters"],
+                recipe,
+                metrics | final,
+                pairs,
+            )
+            mlflow.set_tag(MLFLOW_RUN_NOTE, text)
+
+
+def _fit(
+    run: Run,
+    record: dict[str, Any],
+    model: nn.Module,
+    training: Subset,
+    validation: Subset | None,
+    recipe: Recipe,
+) -> None:
+    """Train from where `record` is to the end, keeping and logging each epoch."""
+    epochs, logged = record["epochs"], 0
+    if epochs:
+        print(f"Going on with run {run.info.run_id} after epoch {len(epochs)}", flush=True)
+    for epoch in engine.train(model, training, recipe, validation, record["state"]):
+        metrics = {"train_loss": epoch.loss, "train_accuracy": epoch.accuracy}
+        if epoch.validation is not None:
+            metrics |= {
+                "val_loss": epoch.validation.loss,
+                "val_accuracy": epoch.validation.accuracy,
+            }
+        timestamp = time.time_ns() // 1_000_000
+        epochs.append({"metrics": metrics, "seconds": epoch.seconds, "timestamp": timestamp})
+        record["state"] = epoch.state
+        # First kept, then logged: what has been logged will not be trained again.
+        checkpoint.save(run.info.run_id, record)
+        print(summary.progress(epoch.number, recipe.epochs, metrics, epoch.seconds), flush=True)
+        try:
+            with runs.single_attempt():
+                logged = _log_epochs(epochs, logged)
+        except Exception as error:  # as in runs.refusals
+            logger.warning(
+                "The tracking store does not answer (%s): training goes on, %d epochs wait for it",
+                runs.reason(error),
+                len(epochs) - logged,
+            )
+    record["trained"] = True
+    checkpoint.save(run.info.run_id, record)
+    with runs.refusals(KEPT):
+        _log_epochs(epochs, logged)
+
+
+def _log_epochs(epochs: Sequence[Mapping[str, Any]], logged: int) -> int:
+    """Log the metrics of all epochs but the first `logged` ones; return how many epochs there are.
+
+    A metric that the store has with the same time is not stored twice.
+    """
+    for number, epoch in enumerate(epochs[logged:], logged + 1):
+        mlflow.log_metrics(epoch["metrics"], step=number, timestamp=epoch["timestamp"])
+    return len(epochs)
+
+
+def _tta(model: nn.Module, validation: Subset | None, test: Subset) -> dict[str, float]:
+    metrics = {}
+    for name, subset in (("val", validation), ("test", test)):
+        if subset is not None:
+            answers = engine.evaluate(model, subset, tta=True)
+            metrics[f"{name}_accuracy_tta"] = answers.accuracy
+            metrics[f"{name}_loss_tta"] = answers.loss
+    return metrics
+
+
+def _log_params(run: Run, params: Mapping[str, Any]) -> None:
     # `mlflow run` has logged the parameters of the entry point as they were typed. A parameter
     # cannot be logged again in another spelling (1e-1 for 0.1): mlflow/mlflow#3536.
     mlflow.log_params({key: params[key] for key in params.keys() - run.data.params.keys()})
@@ -313,109 +442,17 @@ def log_model(
     )
 
 
-def _log_artifacts(
-    experiment: Experiment,
-    history: pd.DataFrame,
-    subset: Subset,
-    test: Evaluation,
-    calibration: pd.DataFrame,
-) -> list[report.ConfusedPair]:
-    """Log tables and figures of the test predictions; return the most confused pairs."""
-    predicted = test.logits.argmax(dim=1)
-    confusion = report.confusion_matrix(subset.labels, predicted)
-    pairs = report.confused_pairs(confusion)
-    title = f"{experiment.model}: {test.accuracy:.2%} of {len(subset):,} test images"
-
-    mlflow.log_table(report.per_class(subset.labels, predicted), "per_class.json")
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        confusion.to_csv(root / "confusion_matrix.csv")
-        (root / "confused_pairs.txt").write_text("".join(f"{pair}\n" for pair in pairs))
-        figures.confusion_matrix(confusion, title).savefig(root / "confusion_matrix.png")
-        figures.learning_curves(history, experiment.model).savefig(root / "learning_curves.png")
-        if test.logits.isfinite().all():  # a diverged model is sure of nothing
-            figures.reliability_diagram(calibration, title).savefig(root / "reliability.png")
-            figures.precision_recall_curves(subset.labels, test.logits, title).savefig(
-                root / "precision_recall.png"
-            )
-        rows = torch.randperm(
-            len(subset), generator=torch.Generator().manual_seed(experiment.recipe.seed)
-        )[:9]
-        _grid(subset, rows, test, title).savefig(root / "predictions.png")
-        wrong = report.most_confidently_wrong(subset.labels, test.logits)
-        if len(wrong):
-            title = f"{experiment.model}: the mistakes it was surest of"
-            _grid(subset, wrong, test, title).savefig(root / "confidently_wrong.png")
-        mlflow.log_artifacts(folder)
-    return pairs
+def _logged_model(run: Run) -> str | None:
+    """Return the id of the model that an earlier attempt at the run has logged whole, if any."""
+    outputs = MlflowClient().get_run(run.info.run_id).outputs
+    for output in outputs.model_outputs if outputs else []:
+        if mlflow.get_logged_model(output.model_id).status == LoggedModelStatus.READY:
+            return output.model_id
+    return None
 
 
-def _grid(subset: Subset, rows: torch.Tensor, answers: Evaluation, title: str) -> Figure:
-    """Draw the images of `rows` with what the model made of them, and how sure it was."""
-    confidence, predicted = answers.logits[rows].softmax(dim=1).max(dim=1)
-    return figures.prediction_grid(
-        subset.images[rows],
-        predicted=[CLASSES[index] for index in predicted],
-        true=[CLASSES[index] for index in subset.labels[rows]],
-        title=title,
-        confidence=confidence.tolist(),
-    )
-
-
-def _note(
-    run_id: str,
-    experiment: Experiment,
-    model: nn.Module,
-    metrics: Mapping[str, float],
-    pairs: list[report.ConfusedPair],
-) -> str:
-    """Sum the run up in Markdown."""
-    recipe = experiment.recipe
-    splits = [split for split in ("train", "val", "test") if f"{split}_loss" in metrics]
-    rows = [
-        f"| {split} | {metrics[f'{split}_loss']:.4f} | {metrics[f'{split}_accuracy']:.2%} |"
-        for split in splits
-    ]
-    # The UI breaks a line wherever the text does. It serves the run's artifacts under get-artifact.
-    picture = f"get-artifact?path=confusion_matrix.png&run_uuid={run_id}"
-    return "\n".join(
-        [
-            f"### {experiment.model}: {metrics['test_accuracy']:.2%} test accuracy",
-            "",
-            f"{models.count_parameters(model):,} parameters, {recipe.epochs} epochs of"
-            f" {recipe.optimizer} (lr {recipe.lr:g}, batch {recipe.batch_size},"
-            f" seed {recipe.seed}): {metrics['train_seconds']:.1f} s of training,"
-            f" {metrics['images_per_second']:,.0f} images/s.",
-            "",
-            "| split | loss | accuracy |",
-            "| --- | --- | --- |",
-            *rows,
-            "",
-            "Most confused on the test set:",
-            "",
-            *(f"- {pair}" for pair in pairs[:5]),
-            "",
-            f"![Confusion matrix]({picture})",
-            "",
-        ]
-    )
-
-
-def _without_credentials(text: str) -> str:
-    return re.sub(r"://[^/@\s]+@", "://***@", text)
-
-
-@contextmanager
-def _single_attempt() -> Iterator[None]:
-    """Make MLflow's HTTP client answer at once instead of retrying for minutes."""
-    limits = {MLFLOW_HTTP_REQUEST_MAX_RETRIES.name: "0", MLFLOW_HTTP_REQUEST_TIMEOUT.name: "10"}
-    saved = {name: os.environ.get(name) for name in limits}
-    os.environ.update(limits)
-    try:
-        yield
-    finally:
-        for name, value in saved.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+def _log_per_class(run: Run, subset: Subset, answers: Evaluation) -> None:
+    logged = {file.path for file in MlflowClient().list_artifacts(run.info.run_id)}
+    if PER_CLASS_ARTIFACT not in logged:  # log_table would append to it
+        table = report.per_class(subset.labels, answers.logits.argmax(dim=1))
+        mlflow.log_table(table, PER_CLASS_ARTIFACT)

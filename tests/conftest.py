@@ -22,6 +22,18 @@ from fashion.recipe import Recipe
 ROOT = Path(__file__).parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--rounds", type=int, default=2, help="How often the tests of faults try each of them."
+    )
+
+
+@pytest.fixture
+def rounds(request: pytest.FixtureRequest) -> int:
+    """How often to try a fault that strikes at random."""
+    return request.config.getoption("rounds")
+
+
 def assert_one_line(result: Result, exit_code: int = 1) -> str:
     """Check that the command failed with a message and without a traceback; return it."""
     assert isinstance(result.exception, SystemExit), result.exception
@@ -68,6 +80,7 @@ def store(_empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("FASHION_STATE_DIR", str(tmp_path / "state"))
     mlflow.set_tracking_uri(uri)
     # The copied default experiment points to where the template was made.
     mlflow.set_experiment("test")

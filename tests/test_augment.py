@@ -15,7 +15,7 @@ def images(small: FashionMNIST) -> torch.Tensor:
 
 
 def apply(name: str, images: torch.Tensor, seed: int = 1) -> torch.Tensor:
-    return augment.make_augmentation([name], seed)(images)
+    return augment.Augmentation([name], seed)(images)
 
 
 def test_half_of_the_images_are_mirrored_and_nothing_else(images: torch.Tensor) -> None:
@@ -61,7 +61,7 @@ def test_the_seed_determines_what_is_drawn(images: torch.Tensor, name: str) -> N
     before = images.clone()
     assert torch.equal(apply(name, images), apply(name, images))
     assert not torch.equal(apply(name, images), apply(name, images, seed=2))
-    function = augment.make_augmentation([name], 1)
+    function = augment.Augmentation([name], 1)
     assert not torch.equal(function(images), function(images))
     assert torch.equal(images, before)
     assert function(images).shape == images.shape

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from packaging.markers import Marker
 
+from entrypoints.train import DECLARED, OF_THE_COMMAND
 from fashion import compare
 from fashion.data import FashionMNIST
 from fashion.models import Architecture
@@ -39,6 +40,8 @@ OF_A_PRESET = {
     "model",
     "tta",
     *(field.name for settings in (Architecture, Recipe) for field in fields(settings)),
+    # Of few runs; MLflow would log it of all.
+    "resume",
 } - {"seed", "kernels"}
 
 
@@ -57,6 +60,11 @@ def test_parameters_are_the_options_of_the_command(entry_point: str) -> None:
         assert options.keys() >= OF_A_PRESET
         options = {name: options[name] for name in options.keys() - OF_A_PRESET}
     assert declared == options
+
+
+def test_train_knows_which_settings_it_is_always_given() -> None:
+    declared = PROJECT["entry_points"]["train"]["parameters"].keys()
+    assert set(DECLARED) == declared - set(OF_THE_COMMAND)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
 
-from fashion import engine, models, registry, report, tracking
+from fashion import engine, models, registry, report, runs, tracking
 from fashion.data import CLASSES, FashionMNIST, to_float
 from fashion.errors import TrackingError
 from fashion.models import Architecture
@@ -219,7 +219,7 @@ def test_without_validation_nothing_is_selected_on(train_small: Callable[..., st
 
 def test_children_belong_to_their_group(store: object, small: FashionMNIST) -> None:
     experiment = tracking.Experiment("baseline", Architecture(), 200, "cpu", Recipe(epochs=1))
-    with tracking.group("lab") as parent:
+    with runs.group("lab") as parent:
         child = tracking.train(experiment, small, nested=True)
     assert mlflow.get_run(child).data.tags["mlflow.parentRunId"] == parent
     assert mlflow.get_run(parent).info.status == "FINISHED"
@@ -266,7 +266,7 @@ def test_an_unreachable_server_is_said_at_once_and_without_its_password(
 ) -> None:
     mlflow.set_tracking_uri("http://alice:secret@127.0.0.1:9")
     with pytest.raises(TrackingError, match=r"127\.0\.0\.1:9") as caught:
-        tracking.connect()
+        runs.connect()
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -274,5 +274,5 @@ def test_an_unreachable_server_is_said_at_once_and_without_its_password(
 def test_a_store_that_cannot_be_opened_is_said_in_one_line(store: object) -> None:
     mlflow.set_tracking_uri("sqlite:////proc/nowhere/mlflow.db")
     with pytest.raises(TrackingError, match="/proc/nowhere") as caught:
-        tracking.connect()
+        runs.connect()
     assert "\n" not in str(caught.value)

@@ -1,0 +1,19 @@
+"""End runs whose process is gone: mlflow run . -e close"""
+
+import click
+
+from entrypoints.options import Command
+
+
+@click.command(cls=Command)
+def close() -> None:
+    """End, as KILLED, the runs that say RUNNING though their process on this machine died."""
+    from fashion import runs
+
+    runs.connect()
+    for run_id in runs.close_stale():
+        click.echo(f"{run_id}: closed; go on with -e train -P resume={run_id}")
+
+
+if __name__ == "__main__":
+    close()

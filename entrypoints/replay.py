@@ -1,0 +1,21 @@
+"""Log what waits for the tracking store: mlflow run . -e replay"""
+
+import click
+
+from entrypoints.options import Command, data_dir_option
+
+
+@click.command(cls=Command)
+@data_dir_option
+def replay(data_dir: str) -> None:
+    """Log the runs that this machine trained while the tracking store was away."""
+    from fashion import data, runs, tracking
+
+    dataset = data.load(data_dir)
+    runs.connect()
+    for run_id, outcome in tracking.replay(dataset):
+        click.echo(f"{run_id}: {outcome}")
+
+
+if __name__ == "__main__":
+    replay()

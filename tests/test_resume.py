@@ -1,0 +1,281 @@
+"""A training that was cut off ends as if it had not been."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from fashion import checkpoint, engine, models, registry, tracking
+from fashion.checkpoint import CheckpointError
+from fashion.data import FashionMNIST, Subset
+from fashion.errors import TrackingError
+from fashion.files import FileError
+from fashion.models import Architecture
+from fashion.recipe import Recipe
+
+RUN_ID = "0123456789abcdef0123456789abcdef"
+EPOCHS = 3
+
+
+@pytest.fixture(autouse=True)
+def kept_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASHION_STATE_DIR", str(tmp_path / "state"))
+
+
+@pytest.mark.parametrize("stop", range(1, EPOCHS + 1))
+@pytest.mark.parametrize(
+    ("model", "architecture", "settings"),
+    [
+        ("baseline", {}, {}),
+        ("nonlinear", {}, {"kernels": "torch"}),
+        ("cnn", {"dropout": 0.5}, {"optimizer": "sgd", "momentum": 0.9, "nesterov": True}),
+        ("cnn", {}, {"kernels": "torch", "optimizer": "adam", "schedule": "cosine"}),
+        (
+            "compact",
+            {"hidden_units": 4, "dropout": 0.2},
+            {
+                "optimizer": "muon",
+                "lr": 0.02,
+                "schedule": "one-cycle",
+                "warmup_epochs": 1,
+                "ema_decay": 0.9,
+                "augment": ("flip", "shift", "erase"),
+                "mixup": 0.2,
+            },
+        ),
+        (
+            "resnet",
+            {"hidden_units": 4, "blocks": 1},
+            {
+                "optimizer": "adamw",
+                "lr": 0.01,
+                "schedule": "cosine",
+                "warmup_epochs": 1.5,
+                "patience": 2,
+                "freeze_epochs": 1,
+                "clip_norm": 1.0,
+            },
+        ),
+    ],
+)
+def test_a_training_goes_on_to_the_same_bits(
+    small: FashionMNIST,
+    model: str,
+    architecture: dict[str, Any],
+    settings: dict[str, Any],
+    stop: int,
+) -> None:
+    data, validation = head(small.train, 320), head(small.test, 100)
+    recipe = Recipe(epochs=EPOCHS, **settings)
+
+    def build() -> torch.nn.Module:
+        return models.build(model, 7, Architecture(**architecture))
+
+    whole = build()
+    expected = list(engine.train(whole, data, recipe, validation))
+
+    checkpoint.prepare()
+    with checkpoint.held(RUN_ID):
+        for epoch in engine.train(build(), data, recipe, validation):
+            if epoch.number == stop:
+                checkpoint.save(RUN_ID, epoch.state)
+                break
+    resumed = build()
+    rest = list(engine.train(resumed, data, recipe, validation, checkpoint.load(RUN_ID)))
+
+    measured = [(epoch.number, epoch.loss, epoch.validation.loss) for epoch in expected[stop:]]
+    assert [(epoch.number, epoch.loss, epoch.validation.loss) for epoch in rest] == measured
+    assert not resumed.training
+    for (name, tensor), other in zip(
+        whole.state_dict().items(), resumed.state_dict().values(), strict=True
+    ):
+        assert torch.equal(tensor, other), name
+
+
+def test_a_training_stopped_early_stays_stopped(small: FashionMNIST) -> None:
+    recipe = Recipe(epochs=9, lr=1e-30, patience=1)
+    model = models.build("baseline", 0)
+    *_, last = engine.train(model, small.train, recipe, small.test)
+    assert last.number < 9
+    assert list(engine.train(model, small.train, recipe, small.test, last.state)) == []
+
+
+class CutError(Exception):
+    """Stands for whatever ends a process."""
+
+
+@pytest.fixture
+def cut(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
+    """Return a function that lets the nth call of a function of MLflow fail, once."""
+
+    def arrange(function: str, call: int) -> None:
+        original, calls = getattr(mlflow, function), iter(range(1, 1000))
+
+        def failing(*args: Any, **kwargs: Any) -> Any:
+            if next(calls) == call:
+                raise CutError(function)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(mlflow, function, failing)
+
+    return arrange
+
+
+@pytest.mark.parametrize(
+    ("function", "call"),
+    [
+        ("log_params", 1),
+        ("log_inputs", 1),
+        ("log_metrics", 4),  # the final ones: those of epochs are tried again by the run itself
+        ("log_metrics", 5),
+        ("log_artifacts", 1),
+        ("log_table", 1),
+        ("set_tag", 2),
+    ],
+)
+def test_a_run_cut_off_anywhere_is_completed_without_doubles(
+    train_small: Callable[..., str],
+    small: FashionMNIST,
+    cut: Callable[[str, int], None],
+    function: str,
+    call: int,
+) -> None:
+    settings = {"epochs": 3, "patience": 3}
+    whole = mlflow.get_run(train_small(**settings))
+    cut(function, call)
+    with pytest.raises(TrackingError, match=function):
+        train_small(**settings)
+    (run_id,) = checkpoint.unfinished()
+    failed = mlflow.get_run(run_id)
+    assert failed.info.status == "FAILED"
+    assert failed.data.tags["failure"].startswith("the tracking store ")
+
+    assert tracking.resume("latest", small) == run_id
+    assert checkpoint.unfinished() == []
+    run = mlflow.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params == whole.data.params
+    timed = {"train_seconds", "images_per_second"}
+    for name, value in whole.data.metrics.items():
+        history = MlflowClient().get_metric_history(run_id, name)
+        expected = MlflowClient().get_metric_history(whole.info.run_id, name)
+        assert [point.step for point in history] == [point.step for point in expected], name
+        if name not in timed:
+            assert run.data.metrics[name] == value, name
+    assert artifacts(run_id) == artifacts(whole.info.run_id)
+    table = mlflow.load_table("per_class.json", [run_id])
+    assert len(table) == 10
+    assert len(run.outputs.model_outputs) == 1
+    assert len(run.inputs.dataset_inputs) == len(whole.inputs.dataset_inputs)
+    registry.verify(run, registry.load(registry.model_uri(run)), small)
+
+
+def test_a_run_that_another_process_is_at_is_left_alone(
+    train_small: Callable[..., str], small: FashionMNIST, cut: Callable[[str, int], None]
+) -> None:
+    cut("log_artifacts", 1)
+    with pytest.raises(TrackingError):
+        train_small()
+    (run_id,) = checkpoint.unfinished()
+    with checkpoint.held(run_id), pytest.raises(CheckpointError, match="another process"):
+        tracking.resume(run_id, small)
+    assert mlflow.get_run(run_id).info.status == "FAILED"
+
+
+def test_changed_settings_are_refused_with_their_list(
+    train_small: Callable[..., str], small: FashionMNIST, cut: Callable[[str, int], None]
+) -> None:
+    cut("log_artifacts", 1)
+    with pytest.raises(TrackingError):
+        train_small(epochs=2)
+    given = {"epochs": 3, "lr": 0.5, "model": "baseline"}
+    with pytest.raises(CheckpointError, match=r"epochs was 2, is 3; lr was 0\.1, is 0\.5"):
+        tracking.resume("latest", small, given)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        with pytest.raises(CheckpointError, match=f"threads was {threads}, is {threads + 1}"):
+            tracking.resume("latest", small)
+    finally:
+        torch.set_num_threads(threads)
+    assert tracking.resume("latest", small, {"epochs": 2, "model": "baseline"})
+
+
+@pytest.mark.parametrize("run_id", ["latest", RUN_ID])
+def test_there_is_nothing_to_resume(store: Path, small: FashionMNIST, run_id: str) -> None:
+    with pytest.raises(CheckpointError, match="no unfinished run"):
+        tracking.resume(run_id, small)
+
+
+@pytest.mark.parametrize("name", ["../../elsewhere", "latest", "", "0123"])
+def test_the_name_of_a_run_leads_nowhere_else(name: str) -> None:
+    checkpoint.prepare()
+    with pytest.raises(CheckpointError, match="is not the id of a run"):
+        checkpoint.load(name)
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return os.mkdir, (str(tmp_path / "evil"),)
+
+    checkpoint.prepare()
+    with checkpoint.held(RUN_ID):
+        checkpoint.save(RUN_ID, {"state": Evil()})
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoint.load(RUN_ID)
+    assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize("size", [0, 100, -1])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, size: int) -> None:
+    checkpoint.prepare()
+    with checkpoint.held(RUN_ID):
+        checkpoint.save(RUN_ID, {"weights": torch.rand(1000)})
+    (path,) = tmp_path.rglob("*.pt")
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(CheckpointError, match=str(path)):
+        checkpoint.load(RUN_ID)
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint.prepare()
+    with checkpoint.held(RUN_ID):
+        checkpoint.save(RUN_ID, {"epoch": 1})
+
+        def full(_: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(FileError, match="No space left on device"):
+            checkpoint.save(RUN_ID, {"epoch": 2})
+    assert checkpoint.load(RUN_ID) == {"epoch": 1}
+    assert {path.name for path in (tmp_path / "state" / "runs" / RUN_ID).iterdir()} == {
+        "checkpoint.pt",
+        "lock",
+    }
+
+
+def test_a_state_directory_that_cannot_be_is_said_before_a_run_is_created(
+    train_small: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FASHION_STATE_DIR", str(tmp_path / "file" / "folder"))
+    with pytest.raises(FileError, match="FASHION_STATE_DIR"):
+        train_small()
+    assert mlflow.search_runs(output_format="list") == []
+
+
+def head(subset: Subset, size: int) -> Subset:
+    return Subset(subset.name, subset.images[:size], subset.labels[:size], subset.digest)
+
+
+def artifacts(run_id: str) -> set[str]:
+    return {file.path for file in MlflowClient().list_artifacts(run_id)}
