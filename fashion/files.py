@@ -35,6 +35,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield where to write what `path` shall hold; it takes its place when the block succeeds.
 
     Folders that are missing are made. When the block fails, a file that was there before stays.
+    What is no file, such as /dev/stdout, is written to and not replaced.
 
     Raises:
         FileError: it cannot be written.
@@ -44,6 +45,9 @@ def replacing(path: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".incoming-") as folder:
             file = Path(folder, path.name)
             yield file
-            file.replace(path)
+            if path.exists() and not path.is_file() and not path.is_dir():
+                path.write_bytes(file.read_bytes())
+            else:
+                file.replace(path)
     except OSError as error:
         raise FileError(f"cannot write {path}: {error.strerror or error}") from error

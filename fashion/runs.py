@@ -17,7 +17,7 @@ from mlflow.environment_variables import (
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from fashion import checkpoint
+from fashion import aftermath, checkpoint
 from fashion.errors import TrackingError
 
 # The tag that says why a run did not finish.
@@ -82,6 +82,7 @@ def running(
         FileError: nothing can be kept on this machine.
     """
     checkpoint.prepare()
+    of_mlflow_run = MLFLOW_RUN_ID.get()
     with refusals(START_IT):
         run = mlflow.start_run(
             run_id=run_id, run_name=name, nested=nested, log_system_metrics=system_metrics
@@ -100,6 +101,8 @@ def running(
             mlflow.set_tag(FAILURE_TAG, "interrupted" if killed else reason(error))
         with suppress(Exception), single_attempt(), _quiet():
             mlflow.end_run(RunStatus.to_string(RunStatus.KILLED if killed else RunStatus.FAILED))
+            if killed and run.info.run_id == of_mlflow_run:
+                aftermath.leave_behind(of_mlflow_run)
         raise
     checkpoint.forget(run.info.run_id)
 

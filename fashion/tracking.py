@@ -289,7 +289,7 @@ def _complete(
         _log_params(run, record["params"])
         _log_lineage(training, validation, dataset.test)
     try:
-        _fit(run, record, model, training, validation, recipe)
+        logged = _fit(run, record, model, training, validation, recipe)
     except KeyboardInterrupt:
         print(f"Stopped: go on by -P resume={run.info.run_id}", file=sys.stderr)
         raise
@@ -324,6 +324,7 @@ def _complete(
             Path(folder), experiment.model, recipe.seed, history, dataset.test, test, calibration
         )
         with runs.refusals(KEPT):
+            _log_epochs(epochs, logged)
             model_id = _logged_model(run) or log_model(model, dataset.test, test).model_id
             mlflow.log_metrics(final, model_id=model_id, timestamp=at["timestamp"])
             mlflow.log_metrics(extra, **at)
@@ -347,8 +348,12 @@ def _fit(
     training: Subset,
     validation: Subset | None,
     recipe: Recipe,
-) -> None:
-    """Train from where `record` is to the end, keeping and logging each epoch."""
+) -> int:
+    """Train from where `record` is to the end, keeping and logging each epoch.
+
+    Returns:
+        How many epochs the tracking store has taken.
+    """
     epochs, logged = record["epochs"], 0
     if epochs:
         print(f"Going on with run {run.info.run_id} after epoch {len(epochs)}", flush=True)
@@ -376,8 +381,7 @@ def _fit(
             )
     record["trained"] = True
     checkpoint.save(run.info.run_id, record)
-    with runs.refusals(KEPT):
-        _log_epochs(epochs, logged)
+    return logged
 
 
 def _log_epochs(epochs: Sequence[Mapping[str, Any]], logged: int) -> int:

@@ -1,0 +1,333 @@
+"""What breaks from outside: processes that are killed, and a tracking server that goes away."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from fashion import checkpoint, registry, runs
+from fashion.data import FashionMNIST
+from fashion.errors import TrackingError
+from tests.conftest import ROOT
+
+Start = Callable[..., subprocess.Popen[str]]
+BASELINE = ("train", "--model", "baseline")
+
+
+@pytest.fixture
+def start(dataset: FashionMNIST, store: Path) -> Iterator[Start]:
+    """Return a function that starts an entry point, its output in a pipe."""
+    processes = []
+
+    def start(entry_point: str, *arguments: str, **env: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"entrypoints.{entry_point}", *arguments],
+            env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+            cwd=store,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(process: subprocess.Popen[str], text: str) -> None:
+    """Read the output up to a line with `text`."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if text in line:
+            return
+    raise AssertionError(f"no {text!r} in: {''.join(lines)}")
+
+
+def the_run() -> Run:
+    (run,) = mlflow.search_runs(output_format="list")
+    return run
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return registry.load(registry.model_uri(run)).state_dict()
+
+
+def assert_complete(run: Run, epochs: int) -> None:
+    assert run.info.status == "FINISHED"
+    for metric in ("train_loss", "train_accuracy", "val_loss", "val_accuracy"):
+        history = MlflowClient().get_metric_history(run.info.run_id, metric)
+        assert [point.step for point in history] == list(range(1, epochs + 1)), metric
+    assert len(MlflowClient().get_metric_history(run.info.run_id, "test_accuracy")) == 1
+    assert len(run.outputs.model_outputs) == 1
+    assert checkpoint.unfinished() == []
+
+
+@pytest.mark.slow
+def test_kill_at_random_moments_loses_nothing(
+    start: Start, command: Callable, store: Path, rounds: int
+) -> None:
+    """kill -9, `rounds` times; the run ends with the weights of one that was left alone."""
+    settings = (*BASELINE, "--epochs", "12")
+    began = time.monotonic()
+    assert command(*settings).returncode == 0
+    duration = time.monotonic() - began
+    (undisturbed,) = mlflow.search_runs(output_format="list")
+    draw = random.Random(rounds)
+    for number in range(rounds):
+        known = any(map(checkpoint.exists, checkpoint.unfinished()))
+        process = start(*settings, *(["--resume", "latest"] if known else []))
+        # The first one lives long enough to leave a checkpoint.
+        if number == 0:
+            wait_for(process, "epoch 1/")
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=draw.uniform(0, duration))
+        process.kill()
+        process.wait()
+        if process.returncode == 0:  # it was sooner than we
+            break
+    else:
+        (run_id,) = checkpoint.unfinished()
+        assert command("close").stdout.startswith(run_id)
+        assert mlflow.get_run(run_id).info.status == "KILLED"
+        done = command(*settings, "--resume", run_id)
+        assert done.returncode == 0, done.stderr
+    resumed, other = mlflow.search_runs(output_format="list")
+    assert other.info.run_id == undisturbed.info.run_id
+    assert_complete(resumed, epochs=12)
+    expected = weights(undisturbed)
+    for name, tensor in weights(resumed).items():
+        assert torch.equal(tensor, expected[name])
+    for metric in ("train_loss", "val_loss", "test_loss", "test_accuracy"):
+        assert resumed.data.metrics[metric] == undisturbed.data.metrics[metric]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_run_as_killed(start: Start, number: signal.Signals) -> None:
+    process = start(*BASELINE, "--epochs", "1000")
+    wait_for(process, "epoch 2/")
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in output
+    run = the_run()
+    assert output.splitlines()[-2:] == [
+        f"Stopped: go on by -P resume={run.info.run_id}",
+        f"Stopped by {number.name}",
+    ]
+    assert run.info.status == "KILLED"
+    assert run.data.tags["failure"] == "interrupted"
+    assert checkpoint.load(run.info.run_id)["epochs"]
+
+
+def test_ctrl_c_at_mlflow_run_ends_the_run_as_killed(store: Path, dataset: FashionMNIST) -> None:
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "mlflow", "run", str(ROOT), "-e", "train"),
+            *("--env-manager", "local", "-P", "model=baseline", "-P", "epochs=1000"),
+        ],
+        # MLflow's command refuses the experiment's id beside its name.
+        env={name: os.environ[name] for name in os.environ if name != "MLFLOW_EXPERIMENT_ID"},
+        cwd=store,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for(process, "epoch 2/")
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    process.communicate(timeout=60)
+    # `mlflow run` has said FAILED; our last word takes a moment.
+    deadline = time.monotonic() + 60
+    while the_run().info.status != "KILLED" and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert the_run().info.status == "KILLED"
+    assert the_run().data.tags["failure"] == "interrupted"
+
+
+def test_an_exception_ends_the_run_as_failed_with_its_reason(
+    train_small: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fashion.engine.train", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train_small()
+    assert the_run().info.status == "FAILED"
+    assert the_run().data.tags["failure"] == "division by zero"
+
+
+def test_runs_of_living_processes_are_not_closed(start: Start, command: Callable) -> None:
+    process = start(*BASELINE, "--epochs", "1000")
+    wait_for(process, "epoch 1/")
+    assert command("close").stdout == ""
+    assert the_run().info.status == "RUNNING"
+    process.kill()
+    process.wait()
+    run_id = the_run().info.run_id
+    assert command("close").stdout.startswith(f"{run_id}: closed")
+    assert the_run().info.status == "KILLED"
+    assert command("close").stdout == ""
+
+
+def test_parents_of_dead_processes_are_closed_too(start: Start, command: Callable) -> None:
+    process = start(*BASELINE, "--epochs", "1000", "--seeds", "2")
+    wait_for(process, "epoch 1/")
+    process.kill()
+    process.wait()
+    assert len(command("close").stdout.splitlines()) == 2
+    found = mlflow.search_runs(output_format="list")
+    assert [run.info.status for run in found] == ["KILLED", "KILLED"]
+
+
+class Server:
+    """A real `mlflow server` that can go away and come back."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"),
+                *("--port", str(self.port), "--workers", "1"),
+                *("--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}"),
+                *("--artifacts-destination", str(self.folder / "artifacts")),
+            ],
+            cwd=self.folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            with suppress(OSError), urllib.request.urlopen(f"{self.uri}/health"):
+                return
+            time.sleep(0.2)
+        raise AssertionError("the server does not answer")
+
+    def stop(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def server(store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server with an empty store, which this process talks to as well."""
+    server = Server(store)
+    server.start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    mlflow.set_tracking_uri(server.uri)
+    yield server
+    server.stop()
+
+
+def test_a_server_that_is_down_is_said_before_training(start: Start, server: Server) -> None:
+    server.stop()
+    output, _ = start(*BASELINE).communicate(timeout=60)
+    assert output.startswith(f"Error: the tracking store {server.uri} cannot be used")
+    assert len(output.splitlines()) == 1
+
+
+def test_training_outlives_a_server_that_comes_back(start: Start, server: Server) -> None:
+    process = start(*BASELINE, "--epochs", "60")
+    wait_for(process, "epoch 2/")
+    server.stop()
+    wait_for(process, "training goes on")
+    server.start()
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    assert_complete(the_run(), epochs=60)
+
+
+def test_results_of_a_server_lost_for_good_are_replayed(
+    start: Start, command: Callable, server: Server
+) -> None:
+    process = start(*BASELINE, "--epochs", "6", MLFLOW_HTTP_REQUEST_MAX_RETRIES="1")
+    wait_for(process, "epoch 1/")
+    server.stop()
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert "test loss" in output
+    assert "Traceback" not in output
+    assert output.splitlines()[-1].startswith(f"Error: the tracking store {server.uri} cannot be")
+    assert output.splitlines()[-1].endswith("mlflow run . -e replay")
+
+    away = command("replay")
+    assert away.returncode == 1
+    assert away.stderr.startswith("Error: the tracking store")
+
+    server.start()
+    assert the_run().info.status == "RUNNING"
+    done = command("replay")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"{the_run().info.run_id}: logged"
+    assert_complete(the_run(), epochs=6)
+    assert command("replay").stdout == ""
+
+
+def test_a_store_of_a_newer_schema_is_refused_in_one_line(
+    start: Start, store: Path, dataset: FashionMNIST
+) -> None:
+    import sqlite3
+
+    with sqlite3.connect(store / "mlflow.db") as database:
+        database.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
+    database.close()
+    process = start(*BASELINE)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    errors = [line for line in output.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1
+    assert "Traceback" not in output
+    assert "cannot be used" in errors[0]
+
+
+def test_a_full_disk_is_said_in_one_line(start: Start, store: Path) -> None:
+    disk = store / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small disk takes root")
+    try:
+        process = start(*BASELINE, "--epochs", "1000", FASHION_STATE_DIR=str(disk / "state"))
+        wait_for(process, "epoch 1/")
+        with suppress(OSError), (disk / "ballast").open("wb", buffering=0) as ballast:
+            while True:
+                ballast.write(bytes(4096))
+        output, _ = process.communicate(timeout=60)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    assert process.returncode == 1
+    assert output.splitlines()[-1].startswith("Error: cannot write ")
+    assert output.splitlines()[-1].endswith("No space left on device")
+    assert "Traceback" not in output
+    assert the_run().info.status == "FAILED"
+    assert the_run().data.tags["failure"].startswith("cannot write ")
+
+
+def test_no_password_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "http://me:secret@127.0.0.1:1/path")
+    with pytest.raises(TrackingError) as raised, runs.refusals("do"):
+        raise OSError("no route to http://me:secret@127.0.0.1:1/path")
+    assert "secret" not in str(raised.value)
+    assert "127.0.0.1:1/path" in str(raised.value)
