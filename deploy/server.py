@@ -78,7 +78,7 @@ def postgresql(programs: Path, folder: Path) -> Iterator[dict[str, str]]:
     initdb = ("initdb", "--username=mlflow", "--auth=trust", "--encoding=UTF8", "--locale=C")
     if run(*initdb, "--no-sync"):
         raise click.ClickException("initdb has failed: see its messages above")
-    postgres = [programs / "postgres", "-k", folder, "-c", "listen_addresses="]
+    postgres: list[str | Path] = [programs / "postgres", "-k", folder, "-c", "listen_addresses="]
     with running(postgres, **options) as process:
         wait_until(lambda: run("pg_isready", "--dbname=postgres") == 0, process)
         if run("createdb", "mlflow") or run("createdb", "mlflow_auth"):

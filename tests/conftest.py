@@ -24,6 +24,8 @@ from fashion.models import Architecture
 from fashion.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
+# The tracking server's, as if a proxy stood in front of it.
+PUBLIC_NAME = "mlflow.example.org"
 
 
 def assert_one_line(result: Result, exit_code: int = 1) -> str:
@@ -145,7 +147,12 @@ def tracking_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracki
     with log.open("wb") as messages:
         process = subprocess.Popen(
             [sys.executable, "-m", "deploy.server", "--port", str(port)],
-            env={**os.environ, server.ADMIN_PASSWORD: password},
+            env={
+                **os.environ,
+                server.ADMIN_PASSWORD: password,
+                "MLFLOW_SERVER_ALLOWED_HOSTS": f"127.0.0.1:*,{PUBLIC_NAME}",
+                "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": f"https://{PUBLIC_NAME}",
+            },
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=messages,
