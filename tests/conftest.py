@@ -1,10 +1,13 @@
-"""What the tests share: the real dataset, a small part of it, and an empty tracking store."""
+"""What the tests share: the real dataset, a part of it, an empty tracking store, and a server."""
 
 import os
+import secrets
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 # Before MLflow is imported: it reports usage to its makers unless told not to.
@@ -14,12 +17,15 @@ import mlflow
 import pytest
 from click.testing import Result
 
+from deploy import server
 from fashion import data, tracking
 from fashion.data import FashionMNIST, Subset
 from fashion.models import Architecture
 from fashion.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
+# The tracking server's, as if a proxy stood in front of it.
+PUBLIC_NAME = "mlflow.example.org"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -121,3 +127,55 @@ def command(dataset: FashionMNIST, store: Path) -> Callable[..., subprocess.Comp
         )
 
     return run
+
+
+@dataclass(frozen=True)
+class TrackingServer:
+    """A team's server, as someone with an account sees it."""
+
+    url: str
+    username: str
+    password: str
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The variables by which MLflow's clients find it."""
+        return {
+            "MLFLOW_TRACKING_URI": self.url,
+            "MLFLOW_TRACKING_USERNAME": self.username,
+            "MLFLOW_TRACKING_PASSWORD": self.password,
+        }
+
+
+@pytest.fixture(scope="session")
+def tracking_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrackingServer]:
+    """The server of `deploy/server.py`, as its administrator sees it; one for all tests."""
+    if server.postgresql_programs() is None:
+        pytest.skip("PostgreSQL is not installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    password = secrets.token_urlsafe()
+    log = tmp_path_factory.mktemp("server") / "server.log"
+    with log.open("wb") as messages:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "deploy.server", "--port", str(port)],
+            env={
+                **os.environ,
+                server.ADMIN_PASSWORD: password,
+                "MLFLOW_SERVER_ALLOWED_HOSTS": f"127.0.0.1:*,{PUBLIC_NAME}",
+                "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": f"https://{PUBLIC_NAME}",
+            },
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=messages,
+            text=True,
+        )
+    with process:
+        # A line once it is healthy, or the end of the file when it could not start.
+        ready = process.stdout.readline().strip()
+        try:
+            assert ready, log.read_text(errors="replace")
+            yield TrackingServer(ready.removeprefix("Ready: "), "admin", password)
+        finally:
+            process.terminate()
