@@ -1,21 +1,30 @@
 """MLflow runs opened and closed: each ends with the status it deserves, whatever happens to it."""
 
+import getpass
+import hashlib
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import mlflow
+from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Run, RunStatus
 from mlflow.environment_variables import (
     MLFLOW_HTTP_REQUEST_MAX_RETRIES,
     MLFLOW_HTTP_REQUEST_TIMEOUT,
     MLFLOW_RUN_ID,
-    MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT,
+    MLFLOW_TRACKING_PASSWORD,
+    MLFLOW_TRACKING_URI,
+    MLFLOW_TRACKING_USERNAME,
 )
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME
 
 from fashion import aftermath, checkpoint
 from fashion.errors import TrackingError
@@ -33,8 +42,17 @@ def connect() -> None:
     Raises:
         TrackingError: it does not answer, or refuses.
     """
-    with refusals(START_IT), single_attempt():
+    _take_credentials_out_of_the_uri()
+    with refusals(START_IT), _first_use(mlflow.get_tracking_uri()), single_attempt():
         mlflow.search_experiments(max_results=1)
+
+
+@contextmanager
+def _first_use(uri: str) -> Iterator[None]:
+    """Let one process at a time in: two that make the tables of one database at once both fail."""
+    name = hashlib.sha256(uri.encode()).hexdigest()
+    with FileLock(Path(tempfile.gettempdir(), f"fashion-{getpass.getuser()}-{name}.lock")):
+        yield
 
 
 @contextmanager
@@ -43,18 +61,33 @@ def refusals(remedy: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # every store raises errors of its own: requests', SQLAlchemy's, ...
-        store = without_credentials(mlflow.get_tracking_uri())
-        raise TrackingError(
-            f"the tracking store {store} cannot be used ({reason(error)}): {remedy}"
-        ) from error
+        raise _refusal(error, remedy) from error
+
+
+def _refusal(error: Exception, remedy: str) -> TrackingError:
+    store = without_credentials(mlflow.get_tracking_uri())
+    if "error code 401" in str(error):
+        return TrackingError(
+            f"the tracking server {store} does not know you: set MLFLOW_TRACKING_USERNAME and"
+            " MLFLOW_TRACKING_PASSWORD"
+        )
+    return TrackingError(f"the tracking store {store} cannot be used ({reason(error)}): {remedy}")
 
 
 @contextmanager
 def single_attempt() -> Iterator[None]:
     """Make MLflow's HTTP client answer at once instead of retrying for minutes."""
     limits = {MLFLOW_HTTP_REQUEST_MAX_RETRIES.name: "0", MLFLOW_HTTP_REQUEST_TIMEOUT.name: "10"}
-    with _environment(limits):
+    saved = {name: os.environ.get(name) for name in limits}
+    os.environ.update(limits)
+    try:
         yield
+    finally:
+        for name, value in saved.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager
@@ -83,26 +116,41 @@ def running(
     """
     checkpoint.prepare()
     of_mlflow_run = MLFLOW_RUN_ID.get()
+    start = partial(
+        mlflow.start_run,
+        run_id=run_id,
+        run_name=name,
+        nested=nested,
+        log_system_metrics=system_metrics,
+    )
     with refusals(START_IT):
-        run = mlflow.start_run(
-            run_id=run_id, run_name=name, nested=nested, log_system_metrics=system_metrics
-        )
+        try:
+            run = start()
+        except MlflowException as error:
+            # MLflow looks whether the experiment exists before it makes it; another process may
+            # have made it in between.
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            run = start()
     try:
+        _hide_credentials_of_the_source(run)
         if run_id:
             yield run
         else:
             with checkpoint.held(run.info.run_id):
                 yield run
-        with refusals("its results are kept; log them by mlflow run . -e replay"), _quiet():
+        with refusals("its results are kept; log them by mlflow run . -e replay"):
             mlflow.end_run()
     except BaseException as error:
         killed = isinstance(error, KeyboardInterrupt)
         with suppress(Exception), single_attempt():
             mlflow.set_tag(FAILURE_TAG, "interrupted" if killed else reason(error))
-        with suppress(Exception), single_attempt(), _quiet():
+        with suppress(Exception), single_attempt():
             mlflow.end_run(RunStatus.to_string(RunStatus.KILLED if killed else RunStatus.FAILED))
             if killed and run.info.run_id == of_mlflow_run:
                 aftermath.leave_behind(of_mlflow_run)
+        if not checkpoint.exists(run.info.run_id):
+            checkpoint.forget(run.info.run_id)
         raise
     checkpoint.forget(run.info.run_id)
 
@@ -146,7 +194,16 @@ def close_stale() -> list[str]:
                 MlflowClient().set_tag(run_id, FAILURE_TAG, "its process died")
                 MlflowClient().set_terminated(run_id, RunStatus.to_string(RunStatus.KILLED))
                 closed.append(run_id)
+            if run is not None and not checkpoint.exists(run_id):
+                checkpoint.forget(run_id)
     return closed
+
+
+def _hide_credentials_of_the_source(run: Run) -> None:
+    """Of a project run from https://name:token@host/..., MLflow logs the whole address."""
+    source = run.data.tags.get(MLFLOW_SOURCE_NAME, "")
+    if without_credentials(source) != source:
+        mlflow.set_tag(MLFLOW_SOURCE_NAME, without_credentials(source))
 
 
 def reason(error: BaseException) -> str:
@@ -155,27 +212,18 @@ def reason(error: BaseException) -> str:
     return without_credentials(line)[:160]
 
 
+def _take_credentials_out_of_the_uri() -> None:
+    """Hand a server's name and password to MLflow where it shows them to nobody."""
+    uri = urlsplit(mlflow.get_tracking_uri())
+    if uri.scheme not in ("http", "https") or uri.username is None:
+        return
+    os.environ[MLFLOW_TRACKING_USERNAME.name] = unquote(uri.username)
+    os.environ[MLFLOW_TRACKING_PASSWORD.name] = unquote(uri.password or "")
+    bare = urlunsplit(uri._replace(netloc=uri.netloc.rpartition("@")[2]))
+    os.environ[MLFLOW_TRACKING_URI.name] = bare
+    mlflow.set_tracking_uri(bare)
+
+
 def without_credentials(text: str) -> str:
     """Replace the name and password in each URL."""
     return re.sub(r"://[^/@\s]+@", "://***@", text)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep MLflow from printing the run's address: credentials of the server are part of it."""
-    with _environment({MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.name: "true"}):
-        yield
-
-
-@contextmanager
-def _environment(settings: dict[str, str]) -> Iterator[None]:
-    saved = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for name, value in saved.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
