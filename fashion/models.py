@@ -162,7 +162,12 @@ class ResNet(nn.Sequential):
 
 
 class _Residual(nn.Module):
-    """Two convolutions beside a shortcut, which is a 1x1 convolution where the shape changes."""
+    """Two convolutions beside a shortcut, which is a 1x1 convolution where the shape changes.
+
+    The shortcut leaves out rows and columns before its convolution: where a 1x1 convolution of
+    less than 8 channels has a stride, oneDNN's gradient is wrong on a CPU without AVX-512, and it
+    writes where it may not (torch 2.15.0, channels_last).
+    """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -177,7 +182,9 @@ class _Residual(nn.Module):
         self.shortcut = nn.Sequential()
         if inputs != outputs:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
+                nn.MaxPool2d(1, stride=stride),
+                nn.Conv2d(inputs, outputs, 1, bias=False),
+                nn.BatchNorm2d(outputs),
             )
 
     def forward(self, x: Tensor) -> Tensor:

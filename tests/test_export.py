@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from torch import nn
 
 from entrypoints.export import export as command
-from fashion import engine, export, models, registry, tracking
+from fashion import engine, export, models, registry, runs, tracking
 from fashion.data import FashionMNIST, to_float
 from fashion.files import FileError
 
@@ -91,7 +91,7 @@ def test_a_missing_onnx_package_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tracking, "connect", lambda: None)
+    monkeypatch.setattr(runs, "connect", lambda: None)
     monkeypatch.setattr(registry, "load", Mock(return_value=nn.Flatten()))
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     result = CliRunner().invoke(command, ["--format", "onnx"])

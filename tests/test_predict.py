@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from entrypoints.predict import predict as command
-from fashion import engine, images, models, predict, registry, tracking
+from fashion import engine, images, models, predict, registry, runs
 from fashion.data import CLASSES, FashionMNIST, Subset
 from fashion.files import FileError
 from fashion.recipe import Recipe
@@ -39,7 +39,7 @@ def model(dataset: FashionMNIST) -> nn.Module:
 def run(model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Return a function that runs the command with that model in place of the registry's."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tracking, "connect", lambda: None)
+    monkeypatch.setattr(runs, "connect", lambda: None)
     monkeypatch.setattr(registry, "load", Mock(return_value=model))
 
     def invoke(*arguments: object) -> Result:
