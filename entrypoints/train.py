@@ -4,8 +4,9 @@ MLflow logs whatever `MLproject` gives a default, and for good. What a preset de
 default here alone; `mlflow run -P hidden_units=32` hands it on as --hidden_units 32.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -20,6 +21,9 @@ from entrypoints.options import (
     training_options,
 )
 from fashion.presets import PRESETS
+
+if TYPE_CHECKING:
+    from fashion.experiment import Experiment
 
 # What MLproject hands on in every run, so that its default may not be what was asked for.
 DECLARED = ("preset", "seed", "val_size", "device", "kernels")
@@ -100,23 +104,20 @@ def given(context: click.Context) -> dict[str, Any]:
 @click.pass_context
 def train(
     context: click.Context,
-    preset: str,
     model: str,
-    tta: bool,
     seeds: int,
     resume: str,
-    val_size: int,
-    device: str,
     data_dir: str,
     system_metrics: bool,
-    **settings: Any,
+    **_: Any,
 ) -> None:
     """Train MODEL on Fashion-MNIST and log the run to MLflow."""
     from fashion import data, runs, tracking
 
     if resume and seeds > 1:
         raise click.UsageError("resume goes on with one run: leave seeds out.")
-    architecture, recipe = configuration([model], val_size, settings)
+    asked = _experiment(context.params)
+    recipe = asked.recipe
     dataset = data.load(data_dir)
     runs.connect()
     if resume:
@@ -125,10 +126,7 @@ def train(
         return
 
     def train_one(seed: int, **options: bool) -> str:
-        experiment = tracking.Experiment(
-            model, architecture, val_size, device, replace(recipe, seed=seed), preset, tta
-        )
-        return tracking.train(experiment, dataset, **options)
+        return tracking.train(replace(asked, recipe=replace(recipe, seed=seed)), dataset, **options)
 
     if seeds == 1:
         run_id = train_one(recipe.seed, system_metrics=system_metrics)
@@ -142,6 +140,26 @@ def train(
                 if metric.endswith("accuracy"):
                     click.echo(f"{metric}: {mean:.2%} ± {std:.2%} over {seeds} seeds")
     click.echo(f"Logged as run {run_id}")
+
+
+def experiment(options: Mapping[str, Any]) -> "Experiment":
+    """Return what `train` would train if it were given these options, by name.
+
+    Raises:
+        click.UsageError: it would refuse them.
+    """
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    return _experiment(train.make_context("train", arguments).params)
+
+
+def _experiment(params: Mapping[str, Any]) -> "Experiment":
+    from fashion.experiment import Experiment
+
+    model, val_size = params["model"], params["val_size"]
+    architecture, recipe = configuration([model], val_size, dict(params))
+    return Experiment(
+        model, architecture, val_size, params["device"], recipe, params["preset"], params["tta"]
+    )
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from fashion.errors import FashionError
 from fashion.files import FileError, replacing, state_dir
 
 CHECKPOINT = "checkpoint.pt"
+LOCK = "lock"
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -55,15 +56,15 @@ def held(run_id: str) -> Iterator[None]:
         FileError: the folder cannot be written.
     """
     prepare()
-    folder = _folder(run_id)
-    lock = FileLock(folder / "lock")
+    kept = folder(run_id)
+    lock = FileLock(kept / LOCK)
     try:
-        folder.mkdir(exist_ok=True)
+        kept.mkdir(exist_ok=True)
         lock.acquire(blocking=False)
     except Timeout as error:
         raise CheckpointError(f"another process is at run {run_id}: wait for its end") from error
     except OSError as error:
-        raise FileError(f"cannot write {folder}: {error.strerror or error}") from error
+        raise FileError(f"cannot write {kept}: {error.strerror or error}") from error
     try:
         yield
     finally:
@@ -82,7 +83,7 @@ def save(run_id: str, content: Mapping[str, Any]) -> None:
     """
     buffer = io.BytesIO()
     torch.save(dict(content), buffer)
-    with replacing(_folder(run_id) / CHECKPOINT) as path, path.open("wb") as file:
+    with replacing(folder(run_id) / CHECKPOINT) as path, path.open("wb") as file:
         file.write(buffer.getbuffer())
         file.flush()
         os.fsync(file.fileno())
@@ -94,7 +95,7 @@ def load(run_id: str) -> dict[str, Any]:
     Raises:
         CheckpointError: there is no checkpoint, or it is damaged.
     """
-    path = _folder(run_id) / CHECKPOINT
+    path = folder(run_id) / CHECKPOINT
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -115,15 +116,26 @@ def unfinished() -> list[str]:
 
 def exists(run_id: str) -> bool:
     """Tell whether a run has a checkpoint, which it gets as soon as its settings are known."""
-    return (_folder(run_id) / CHECKPOINT).is_file()
+    return (folder(run_id) / CHECKPOINT).is_file()
+
+
+def is_empty(run_id: str) -> bool:
+    """Tell whether nothing is kept of a run but its lock."""
+    kept = folder(run_id)
+    return not kept.exists() or {path.name for path in kept.iterdir()} <= {LOCK}
 
 
 def forget(run_id: str) -> None:
     """Delete what is kept of a run."""
-    shutil.rmtree(_folder(run_id), ignore_errors=True)
+    shutil.rmtree(folder(run_id), ignore_errors=True)
 
 
-def _folder(run_id: str) -> Path:
+def folder(run_id: str) -> Path:
+    """Return where what is kept of a run is; it need not exist.
+
+    Raises:
+        CheckpointError: this is not the id of a run.
+    """
     if not RUN_ID.fullmatch(run_id):
         raise CheckpointError(f"{run_id!r} is not the id of a run")
     return state_dir() / "runs" / run_id

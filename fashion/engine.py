@@ -72,6 +72,22 @@ class Epoch:
     validation: Evaluation | None
     state: dict[str, Any] = field(repr=False, compare=False)
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What was measured, by the names it is logged under."""
+        measured = {"train_loss": self.loss, "train_accuracy": self.accuracy}
+        if self.validation is not None:
+            measured |= {"val_loss": self.validation.loss, "val_accuracy": self.validation.accuracy}
+        return measured
+
+    def summary(self) -> dict[str, Any]:
+        """Return what to remember of the epoch: metrics, seconds, and when, in ms since 1970."""
+        return {
+            "metrics": self.metrics,
+            "seconds": self.seconds,
+            "timestamp": time.time_ns() // 1_000_000,
+        }
+
 
 @dataclass(frozen=True)
 class Pass:

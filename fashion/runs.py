@@ -149,7 +149,7 @@ def running(
             mlflow.end_run(RunStatus.to_string(RunStatus.KILLED if killed else RunStatus.FAILED))
             if killed and run.info.run_id == of_mlflow_run:
                 aftermath.leave_behind(of_mlflow_run)
-        if not checkpoint.exists(run.info.run_id):
+        if checkpoint.is_empty(run.info.run_id):
             checkpoint.forget(run.info.run_id)
         raise
     checkpoint.forget(run.info.run_id)
@@ -194,7 +194,7 @@ def close_stale() -> list[str]:
                 MlflowClient().set_tag(run_id, FAILURE_TAG, "its process died")
                 MlflowClient().set_terminated(run_id, RunStatus.to_string(RunStatus.KILLED))
                 closed.append(run_id)
-            if run is not None and not checkpoint.exists(run_id):
+            if run is not None and checkpoint.is_empty(run_id):
                 checkpoint.forget(run_id)
     return closed
 

@@ -2,13 +2,11 @@
 
 import logging
 import math
-import platform
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +22,11 @@ from mlflow.models import infer_signature
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from torch import nn
 
-from fashion import checkpoint, data, engine, figures, models, report, runs, summary
+from fashion import checkpoint, data, engine, figures, report, runs, summary
 from fashion.checkpoint import CheckpointError
 from fashion.data import FashionMNIST, Subset
 from fashion.engine import Evaluation
+from fashion.experiment import Experiment
 from fashion.models import Architecture
 from fashion.recipe import Recipe
 
@@ -43,29 +42,6 @@ PIP_REQUIREMENTS = [
 KEPT = "the trained model is kept; log it by mlflow run . -e replay"
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """One training run, as asked for.
-
-    Attributes:
-        model: its name.
-        architecture: its options.
-        val_size: number of training images held out for validation.
-        device: "auto", "cpu", "cuda" or "mps".
-        recipe: how to train it.
-        preset: where settings come from that were not given.
-        tta: whether to log accuracies with test-time augmentation too.
-    """
-
-    model: str
-    architecture: Architecture
-    val_size: int
-    device: str
-    recipe: Recipe
-    preset: str = "lab"
-    tta: bool = False
 
 
 def train(
@@ -94,7 +70,7 @@ def train(
             the end; the trained model is kept for `replay` then.
         FileError: a checkpoint cannot be written.
     """
-    model, params = _build(experiment)
+    model, params = experiment.build()
     with runs.running(name=experiment.model, nested=nested, system_metrics=system_metrics) as run:
         record = {
             "experiment": asdict(experiment),
@@ -142,7 +118,7 @@ def resume(
         record = checkpoint.load(run_id)
         experiment = _experiment(record)
         _refuse_changes(run_id, _settings(experiment), given or {})
-        model, params = _build(experiment)
+        model, params = experiment.build()
         _refuse_changes(run_id, record["params"], params)
         with runs.running(run_id, system_metrics=system_metrics) as run:
             runs.adopt(run_id)
@@ -156,7 +132,7 @@ def replay(dataset: FashionMNIST) -> Iterator[tuple[str, str]]:
     Raises:
         TrackingError: the tracking store still refuses.
     """
-    for run_id in checkpoint.unfinished():
+    for run_id in filter(checkpoint.exists, checkpoint.unfinished()):
         try:
             with runs.refusals(runs.START_IT), runs.single_attempt():
                 known = runs.present(run_id)
@@ -246,34 +222,6 @@ def _refuse_changes(run_id: str, before: Mapping[str, Any], now: Mapping[str, An
         raise CheckpointError(f"run {run_id} cannot go on with changes: {'; '.join(changes)}")
 
 
-def _build(experiment: Experiment) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the untrained model, where it will be trained, and the parameters to log."""
-    device = engine.resolve_device(experiment.device)
-    model = models.build(experiment.model, experiment.recipe.seed, experiment.architecture)
-    model.to(device)
-    params = {
-        "model": experiment.model,
-        "preset": experiment.preset,
-        "tta": experiment.tta,
-        **models.options_of(experiment.model, experiment.architecture),
-        **asdict(experiment.recipe),
-        "augment": ",".join(experiment.recipe.augment),
-        "val_size": experiment.val_size,
-        "split_seed": data.SPLIT_SEED,
-        "device": experiment.device,
-        "device_name": (
-            torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        ),
-        "kernels_used": engine.resolve_kernels(experiment.recipe, model),
-        "threads": torch.get_num_threads(),
-        # A text: its own class of versions is none that a checkpoint may hold.
-        "torch_version": str(torch.__version__),
-        "python_version": platform.python_version(),
-        "num_parameters": models.count_parameters(model),
-    }
-    return model, params
-
-
 def _complete(
     run: Run,
     record: dict[str, Any],
@@ -358,18 +306,12 @@ def _fit(
     if epochs:
         print(f"Going on with run {run.info.run_id} after epoch {len(epochs)}", flush=True)
     for epoch in engine.train(model, training, recipe, validation, record["state"]):
-        metrics = {"train_loss": epoch.loss, "train_accuracy": epoch.accuracy}
-        if epoch.validation is not None:
-            metrics |= {
-                "val_loss": epoch.validation.loss,
-                "val_accuracy": epoch.validation.accuracy,
-            }
-        timestamp = time.time_ns() // 1_000_000
-        epochs.append({"metrics": metrics, "seconds": epoch.seconds, "timestamp": timestamp})
+        epochs.append(epoch.summary())
         record["state"] = epoch.state
         # First kept, then logged: what has been logged will not be trained again.
         checkpoint.save(run.info.run_id, record)
-        print(summary.progress(epoch.number, recipe.epochs, metrics, epoch.seconds), flush=True)
+        line = summary.progress(epoch.number, recipe.epochs, epoch.metrics, epoch.seconds)
+        print(line, flush=True)
         try:
             with runs.single_attempt():
                 logged = _log_epochs(epochs, logged)

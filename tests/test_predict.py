@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
@@ -315,7 +316,7 @@ def test_image_files_are_classified_like_the_test_images_they_are(
     train_small: Callable[..., str], dataset: FashionMNIST, store: Path
 ) -> None:
     """With a model out of the store: nothing of the command is replaced."""
-    uri = registry.model_uri(tracking.mlflow.get_run(train_small("cnn")))
+    uri = registry.model_uri(mlflow.get_run(train_small("cnn")))
     (store / "saved").mkdir()
     for index in range(20):
         save(picture(dataset.test.images[index]), store / "saved" / f"{index:02}.png")
