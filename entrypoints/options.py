@@ -23,31 +23,29 @@ if TYPE_CHECKING:
     from fashion.recipe import Recipe
 
 
-class Stopped(KeyboardInterrupt):
-    """A signal asks the process to end."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
-
-
 class Command(click.Command):
     """A command that shows the user's mistakes as one line, and signals as exit codes."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        received: list[int] = []
         try:
-            with _stoppable():
+            with _stoppable(received):
                 return super().invoke(ctx)
         except FashionError as error:
             raise click.ClickException(str(error)) from error
-        except Stopped as stopped:
-            click.echo(f"Stopped by {stopped}", err=True)
-            ctx.exit(stopped.exit_code)
+        except KeyboardInterrupt:
+            if not received:
+                raise
+            click.echo(f"Stopped by {signal.Signals(received[0]).name}", err=True)
+            ctx.exit(128 + received[0])
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
-    """Raise `Stopped` where a signal asks the process to end; once, so that it ends in order."""
+def _stoppable(received: list[int]) -> Iterator[None]:
+    """Raise KeyboardInterrupt where a signal asks the process to end; once, so that it does.
+
+    The signal is put into `received`: Ray raises another KeyboardInterrupt in the place of ours.
+    """
     numbers = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP"):  # Windows has none
         numbers.append(signal.SIGHUP)
@@ -55,7 +53,8 @@ def _stoppable() -> Iterator[None]:
     def stop(number: int, _: FrameType | None) -> None:
         for each in taken:
             signal.signal(each, signal.SIG_IGN)
-        raise Stopped(number)
+        received.append(number)
+        raise KeyboardInterrupt
 
     taken = {}
     if threading.current_thread() is threading.main_thread():  # signals are its alone to set

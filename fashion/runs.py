@@ -31,6 +31,8 @@ from fashion.errors import TrackingError
 
 # The tag that says why a run did not finish.
 FAILURE_TAG = "failure"
+# The tag that says which of its sweep's trials a run is.
+TRIAL_TAG = "trial"
 START_IT = "start it, or set MLFLOW_TRACKING_URI"
 
 
@@ -191,12 +193,36 @@ def close_stale() -> list[str]:
         with suppress(checkpoint.CheckpointError), checkpoint.held(run_id):
             run = present(run_id)
             if run is not None and run.info.status == RunStatus.to_string(RunStatus.RUNNING):
-                MlflowClient().set_tag(run_id, FAILURE_TAG, "its process died")
-                MlflowClient().set_terminated(run_id, RunStatus.to_string(RunStatus.KILLED))
-                closed.append(run_id)
+                # A trial of a sweep has no process of its own here.
+                for each in (run_id, *open_trials(run)):
+                    MlflowClient().set_tag(each, FAILURE_TAG, "its process died")
+                    MlflowClient().set_terminated(each, RunStatus.to_string(RunStatus.KILLED))
+                    closed.append(each)
             if run is not None and checkpoint.is_empty(run_id):
                 checkpoint.forget(run_id)
     return closed
+
+
+def children(parent: Run, condition: str) -> list[Run]:
+    """Return a run's children that meet a condition of MLflow's search."""
+    client, token = MlflowClient(), None
+    found: list[Run] = []
+    while True:
+        page = client.search_runs(
+            [parent.info.experiment_id],
+            f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent.info.run_id}' AND {condition}",
+            page_token=token,
+        )
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def open_trials(sweep: Run) -> list[str]:
+    """Return the ids of a sweep's trials that have not ended."""
+    running = children(sweep, f"tags.`{TRIAL_TAG}` != '' AND attributes.status = 'RUNNING'")
+    return [run.info.run_id for run in running]
 
 
 def _hide_credentials_of_the_source(run: Run) -> None:

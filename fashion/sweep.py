@@ -84,6 +84,7 @@ def run(
     training, validation = dataset.split(val_size)
     assert validation is not None
     with (
+        tuner.cluster(resolve),
         checkpoint.held(run_id) if run_id else nullcontext(),
         runs.running(run_id or None, name="sweep") as parent,
     ):
@@ -95,12 +96,12 @@ def run(
         place = storage or str(checkpoint.folder(run_id).parent)
         try:
             outcomes = tuner.run(parent, space, plan, resolve, training, validation, place)
-            best = sweep_report.best(outcomes)
-            with runs.refusals("what the trials found is kept"):
-                _log(outcomes, best, space)
         except BaseException:
             print(f"Stopped: go on by -P resume={run_id}", file=sys.stderr)
             raise
+        best = sweep_report.best(outcomes)
+        with runs.refusals(f"nothing is lost: go on by -P resume={run_id}"):
+            _log(outcomes, best, space)
     return run_id, best
 
 

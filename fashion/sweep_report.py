@@ -13,7 +13,7 @@ from optuna.importance import FanovaImportanceEvaluator
 from optuna.visualization import matplotlib as drawn
 
 from fashion.space import Range, Space
-from fashion.tuner import METRIC, Outcome
+from fashion.tuner import METRIC, Outcome, SweepError
 
 
 def table(outcomes: Sequence[Outcome], space: Space) -> pd.DataFrame:
@@ -36,10 +36,16 @@ def table(outcomes: Sequence[Outcome], space: Space) -> pd.DataFrame:
 def best(outcomes: Sequence[Outcome]) -> Outcome:
     """Return the trial of the highest validation accuracy after its last epoch.
 
-    Those that were stopped early are none: `train` would train them for longer.
+    Those that did not get as far as others were stopped for being worse, or failed.
+
+    Raises:
+        SweepError: none got through an epoch.
     """
-    whole = [outcome for outcome in outcomes if outcome.metrics and not outcome.stopped]
-    return max(whole or [outcome for outcome in outcomes if outcome.metrics], key=_accuracy)
+    furthest = max((outcome.epochs for outcome in outcomes), default=0)
+    if not furthest:
+        reasons = {outcome.failure for outcome in outcomes}
+        raise SweepError(f"no trial got through an epoch: {'; '.join(map(str, reasons))}")
+    return max((outcome for outcome in outcomes if outcome.epochs == furthest), key=_accuracy)
 
 
 def _accuracy(outcome: Outcome) -> float:

@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunStatus
+from mlflow.entities import Metric, Param, Run, RunStatus, RunTag
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from fashion.runs import FAILURE_TAG
+from fashion import runs
+from fashion.runs import FAILURE_TAG, TRIAL_TAG
 
-# The tag that says which of its sweep's trials a run is.
-TRIAL_TAG = "trial"
+# The tag of the node of the cluster that trained it last.
+NODE_TAG = "node"
 # Tags that say by whom and from which commit.
 INHERITED = ("mlflow.user", "mlflow.source.")
 # The tag of a trial that the scheduler stopped because others were better.
@@ -28,7 +29,7 @@ class Children:
         self._parent = parent
         self._run_ids: dict[str, str] = {}
         self._logged: dict[str, int] = {}
-        for child in children(parent):
+        for child in runs.children(parent, f"tags.`{TRIAL_TAG}` != ''"):
             self._run_ids[child.data.tags[TRIAL_TAG]] = child.info.run_id
 
     def start(self, trial: str) -> None:
@@ -52,7 +53,11 @@ class Children:
         return self._run_ids[trial]
 
     def log(
-        self, trial: str, params: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]
+        self,
+        trial: str,
+        params: Mapping[str, Any],
+        epochs: Sequence[Mapping[str, Any]],
+        node: str,
     ) -> None:
         """Log what is new of a trial.
 
@@ -60,6 +65,7 @@ class Children:
             trial: which one.
             params: what it trains.
             epochs: `engine.Epoch.summary` of every epoch up to now.
+            node: of the cluster, where it was trained last.
         """
         done = self._logged.get(trial, 0)
         metrics = [
@@ -68,7 +74,8 @@ class Children:
             for name, value in epoch["metrics"].items()
         ]
         logged = [Param(name, str(value)) for name, value in params.items()] if not done else []
-        self._client.log_batch(self.run_id(trial), metrics=metrics, params=logged)
+        tags = [RunTag(NODE_TAG, node)]
+        self._client.log_batch(self.run_id(trial), metrics=metrics, params=logged, tags=tags)
         self._logged[trial] = len(epochs)
 
     def end(self, trial: str, failure: str | None = None, stopped: bool = False) -> None:
@@ -82,23 +89,5 @@ class Children:
 
     def kill(self) -> None:
         """Close the runs that are open: the sweep was stopped."""
-        for run in children(self._parent):
-            if run.info.status == RunStatus.to_string(RunStatus.RUNNING):
-                killed = RunStatus.to_string(RunStatus.KILLED)
-                self._client.set_terminated(run.info.run_id, killed)
-
-
-def children(parent: Run) -> list[Run]:
-    """Return the runs of a sweep's trials."""
-    client, token = MlflowClient(), None
-    found: list[Run] = []
-    while True:
-        page = client.search_runs(
-            [parent.info.experiment_id],
-            f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent.info.run_id}' AND tags.`{TRIAL_TAG}` != ''",
-            page_token=token,
-        )
-        found += page
-        token = page.token
-        if not token:
-            return found
+        for run_id in runs.open_trials(self._parent):
+            self._client.set_terminated(run_id, RunStatus.to_string(RunStatus.KILLED))

@@ -6,6 +6,8 @@ sweep logs what they report.
 
 import logging
 import os
+import signal
+import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -44,7 +46,7 @@ Resolve = Callable[[Mapping[str, Any]], Experiment]
 
 
 class SweepError(FashionError):
-    """There is no such cluster, or no trial that could be trained."""
+    """There is no such cluster, or no trial could be trained."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def run(
     validation: Subset,
     storage: str,
 ) -> list[Outcome]:
-    """Train trials until all of the plan have ended; go on with those of an earlier call.
+    """Train trials on the `cluster` until all have ended; go on with those of an earlier call.
 
     Args:
         parent: the sweep's MLflow run, open.
@@ -119,12 +121,11 @@ def run(
         The trials, in the order they were started in.
 
     Raises:
-        SweepError: no cluster, or no trial got through an epoch.
         TrackingError: the tracking store refuses in the end; nothing is lost, call again.
     """
     with runs.refusals(runs.START_IT):
         children = Children(parent)
-    with _cluster(resolve), TrialTable(space, plan.epochs) as table:
+    with TrialTable(space, plan.epochs) as table:
         reporter = _Reporter(children, table, plan)
         try:
             tune.run(
@@ -141,6 +142,8 @@ def run(
                 resources_per_trial={"cpu": plan.cpus, "gpu": plan.gpus},
                 storage_path=storage,
                 checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+                # Importing torch takes longer than a short trial.
+                reuse_actors=True,
                 max_failures=plan.retries,
                 raise_on_failed_trial=False,
                 resume="AUTO",
@@ -151,10 +154,7 @@ def run(
             with suppress(Exception), runs.single_attempt():
                 children.kill()
             raise
-    outcomes = [_outcome(trial, children, plan) for trial in reporter.trials]
-    if not any(outcome.metrics for outcome in outcomes):
-        raise SweepError(f"no trial got through an epoch: {outcomes[0].failure}")
-    return outcomes
+    return [_outcome(trial, children, plan) for trial in reporter.trials]
 
 
 def _train_trial(
@@ -174,7 +174,13 @@ def _train_trial(
         with tempfile.TemporaryDirectory() as folder:
             torch.save({"state": epoch.state, "epochs": epochs}, Path(folder, STATE))
             # All epochs each time: what the driver could not log is logged with the next.
-            report = {"epoch": epoch.number, "epochs": epochs, "params": params, **epoch.metrics}
+            report = {
+                "epoch": epoch.number,
+                "epochs": epochs,
+                "params": params,
+                "node": ray.get_runtime_context().get_node_id(),
+                **epoch.metrics,
+            }
             tune.report(report, checkpoint=tune.Checkpoint.from_directory(folder))
 
 
@@ -189,8 +195,7 @@ class _Reporter(tune.Callback):
         self._report(event, lambda trial: self._children.start(trial.trial_id))
 
     def on_trial_result(self, *_: Any, **event: Any) -> None:
-        params, epochs = event["result"]["params"], event["result"]["epochs"]
-        self._report(event, lambda trial: self._children.log(trial.trial_id, params, epochs))
+        self._report(event, lambda trial: self._log(trial, event["result"]))
 
     def on_trial_complete(self, *_: Any, **event: Any) -> None:
         self._report(event, self._settle)
@@ -215,11 +220,13 @@ class _Reporter(tune.Callback):
                 "The tracking store does not answer (%s): the sweep goes on", runs.reason(error)
             )
 
+    def _log(self, trial: Trial, result: Mapping[str, Any]) -> None:
+        self._children.log(trial.trial_id, result["params"], result["epochs"], result["node"])
+
     def _settle(self, trial: Trial) -> None:
         outcome = _outcome(trial, self._children, self._plan)
         if outcome.metrics:
-            result = trial.last_result
-            self._children.log(trial.trial_id, result["params"], result["epochs"])
+            self._log(trial, trial.last_result)
         self._children.end(trial.trial_id, outcome.failure, outcome.stopped)
 
     def _show(self, trials: list[Trial]) -> None:
@@ -284,10 +291,17 @@ def _scheduler(plan: Plan) -> FIFOScheduler:
 
 
 @contextmanager
-def _cluster(resolve: Resolve) -> Iterator[None]:
-    """Join the cluster that RAY_ADDRESS names, or start one of this machine alone."""
+def cluster(resolve: Resolve) -> Iterator[None]:
+    """Join the cluster that RAY_ADDRESS names, or start one of this machine alone.
+
+    Args:
+        resolve: as for `run`; its package is sent to every node, as is this one.
+
+    Raises:
+        SweepError: there is no such cluster.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Signals are the command's to handle, and results are MLflow's to keep.
+    # Signals are for the command to handle, and results are MLflow's to keep.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
@@ -297,7 +311,9 @@ def _cluster(resolve: Resolve) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     root = Path(__file__).parents[1]
     packages = {"fashion", resolve.__module__.partition(".")[0]}
+    handler = signal.getsignal(signal.SIGTERM)
     try:
+        _check_that_someone_listens(address)
         ray.init(
             address or "local",
             runtime_env={"py_modules": [str(root / package) for package in sorted(packages)]},
@@ -305,9 +321,17 @@ def _cluster(resolve: Resolve) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except ConnectionError as error:
+    except OSError as error:
         raise SweepError(f"there is no Ray cluster at RAY_ADDRESS={address}") from error
+    signal.signal(signal.SIGTERM, handler)  # Ray has put its own
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_that_someone_listens(address: str | None) -> None:
+    """Find out at once what Ray finds out in minutes."""
+    host, _, port = (address or "").rpartition("://")[2].rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=5).close()
