@@ -1,0 +1,326 @@
+"""A sweep accounts for every trial, whatever dies meanwhile."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from ray.cluster_utils import Cluster
+from rich.console import Console
+
+from entrypoints import sweep as entry_point
+from entrypoints.train import experiment
+from fashion import checkpoint, progress, space, sweep
+from fashion.data import FashionMNIST
+from fashion.experiment import Experiment
+from fashion.models import Architecture
+from fashion.recipe import Recipe
+from fashion.tuner import Plan
+from tests.conftest import ROOT, assert_one_line
+
+SPACE = """
+model: baseline
+epochs: 4
+batch_size: [64, 128]
+lr: {loguniform: [0.001, 0.3]}
+"""
+TRIALS = 6
+
+
+@pytest.fixture
+def space_file(store: Path) -> Path:
+    path = store / "space.yaml"
+    path.write_text(SPACE)
+    return path
+
+
+@pytest.fixture
+def start(dataset: FashionMNIST, store: Path, space_file: Path) -> Iterator[Callable[..., Any]]:
+    """Return a function that starts a sweep in a process of its own."""
+    processes = []
+
+    def start(*arguments: str, **env: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "entrypoints.sweep", *arguments],
+            env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+            cwd=store,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def sweep_and_trials() -> tuple[Run, list[Run]]:
+    found = mlflow.search_runs(output_format="list")
+    (parent,) = (run for run in found if run.info.run_name == "sweep")
+    trials = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(found) == 1 + len(trials)
+    return parent, trials
+
+
+def assert_all_accounted_for(count: int, epochs: int) -> tuple[Run, list[Run]]:
+    parent, trials = sweep_and_trials()
+    assert parent.info.status == "FINISHED"
+    assert len(trials) == count
+    assert parent.data.metrics["trials_failed"] == 0
+    for trial in trials:
+        assert trial.info.status == "FINISHED"
+        history = MlflowClient().get_metric_history(trial.info.run_id, "val_accuracy")
+        steps = [point.step for point in history]
+        assert steps == list(range(1, len(steps) + 1))
+        assert len(steps) == epochs or trial.data.tags["stopped_early"] == "true"
+        # Selection is on validation data; test images stay out of it.
+        assert not any("test" in name for name in trial.data.metrics)
+    assert checkpoint.unfinished() == []
+    return parent, trials
+
+
+@pytest.mark.parametrize("search", ["random", "optuna"])
+def test_every_trial_is_a_child_and_the_best_one_can_be_trained_again(
+    start: Callable[..., Any], search: str
+) -> None:
+    process = start("--space", "space.yaml", "--trials", str(TRIALS), "--search", search)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    parent, trials = assert_all_accounted_for(TRIALS, epochs=4)
+    assert any(trial.data.tags["stopped_early"] == "false" for trial in trials)
+
+    table = pd.read_csv(artifact(parent, "trials.csv"))
+    assert set(table["run_id"]) == {trial.info.run_id for trial in trials}
+    whole = [trial for trial in trials if trial.data.tags["stopped_early"] == "false"]
+    best = max(whole, key=lambda trial: trial.data.metrics["val_accuracy"])
+    assert parent.data.tags["best_trial"] == best.info.run_id
+    assert parent.data.metrics["val_accuracy"] == best.data.metrics["val_accuracy"]
+    assert artifact(parent, "space.yaml").read_text() == SPACE
+    for name in ("parallel_coordinates.png", "importances.png"):
+        assert artifact(parent, name).stat().st_size > 5_000
+
+    command = artifact(parent, "best.txt").read_text()
+    assert command in output
+    words = shlex.split(command)
+    settings = dict(word.split("=", 1) for word in words if "=" in word)
+    asked = experiment(settings)
+    assert asked.recipe.lr == float(best.data.params["lr"])
+    assert asked.recipe.batch_size == int(best.data.params["batch_size"])
+
+
+def artifact(run: Run, name: str) -> Path:
+    return Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=name))
+
+
+def test_a_grid_tries_every_combination(start: Callable[..., Any], space_file: Path) -> None:
+    space_file.write_text("{model: baseline, epochs: 1, lr: [0.01, 0.1], batch_size: [64, 128]}")
+    process = start("--space", "space.yaml", "--search", "grid")
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    _, trials = assert_all_accounted_for(4, epochs=1)
+    tried = {(trial.data.params["lr"], trial.data.params["batch_size"]) for trial in trials}
+    assert tried == {("0.01", "64"), ("0.01", "128"), ("0.1", "64"), ("0.1", "128")}
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_sweep_goes_on_after_its_process_was_killed(
+    start: Callable[..., Any], command: Callable[..., Any], number: signal.Signals
+) -> None:
+    process = start("--space", "space.yaml", "--trials", str(TRIALS), "--search", "optuna")
+    for line in process.stdout:
+        if line.startswith("trial "):
+            break
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), output
+    assert "Traceback" not in output
+    if number == signal.SIGKILL:
+        assert command("close").returncode == 0
+    stopped, before = sweep_and_trials()
+    assert stopped.info.status == "KILLED"
+    assert {trial.info.status for trial in before} <= {"FINISHED", "KILLED"}
+
+    output, _ = start("--resume", "latest").communicate(timeout=200)
+    parent, trials = assert_all_accounted_for(TRIALS, epochs=4)
+    assert parent.info.run_id == stopped.info.run_id, output
+    assert {run.info.run_id for run in before} <= {run.info.run_id for run in trials}
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """Two nodes of one core each, every one with a raylet of its own."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster.add_node(num_cpus=1)
+    yield cluster
+    cluster.shutdown()
+
+
+def test_no_trial_is_lost_with_a_node(
+    start: Callable[..., Any], space_file: Path, cluster: Cluster
+) -> None:
+    space_file.write_text("{model: baseline, epochs: 20, lr: [0.01, 0.1], batch_size: [32, 64]}")
+    process = start(
+        *("--space", "space.yaml", "--search", "grid", "--grace-epochs", "0"),
+        RAY_ADDRESS=cluster.address,
+    )
+    (node,) = cluster.worker_nodes
+    deadline = time.monotonic() + 120
+    while not (on_it := trials_on(node.node_id)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    cluster.remove_node(node, allow_graceful=False)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    _, trials = assert_all_accounted_for(4, epochs=20)
+    assert on_it <= {trial.info.run_id for trial in trials}
+    assert {trial.data.tags["node"] for trial in trials} == {cluster.head_node.node_id}
+
+
+def trials_on(node: str) -> set[str]:
+    found = mlflow.search_runs(filter_string=f"tags.node = '{node}'", output_format="list")
+    return {run.info.run_id for run in found if run.info.status == "RUNNING"}
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_failed_trials_are_tried_again_and_then_accounted_for(
+    store: Path, small: FashionMNIST, retries: int
+) -> None:
+    def resolve(config: Mapping[str, Any]) -> Experiment:
+        if config["lr"] == 0.1 and not (store / "tried").exists():
+            if retries:
+                (store / "tried").touch()
+            raise OSError("no luck")
+        recipe = Recipe(epochs=1, lr=config["lr"])
+        return Experiment("baseline", Architecture(), 200, "cpu", recipe)
+
+    searched = space.parse("{lr: [0.1, 0.2]}", "here")
+    plan = Plan("grid", 1, 0, epochs=1, grace_epochs=0, cpus=1, gpus=0, retries=retries)
+    sweep.run("", {}, searched, plan, resolve, small, 200)
+    parent, trials = sweep_and_trials()
+    statuses = {trial.data.params.get("lr", "failed"): trial.info.status for trial in trials}
+    if retries:
+        assert statuses == {"0.1": "FINISHED", "0.2": "FINISHED"}
+    else:
+        assert statuses == {"failed": "FAILED", "0.2": "FINISHED"}
+        (failed,) = (trial for trial in trials if trial.info.status == "FAILED")
+        assert "no luck" in failed.data.tags["failure"]
+    assert parent.data.metrics["trials_failed"] == (0 if retries else 1)
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(entry_point.sweep, arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "names no options"),
+        ("[1, 2]", "names no options"),
+        ("{lr: [", "line 1: not YAML"),
+        ("lr: 0.1", "nothing to search"),
+        ("lr: {uniform: [0.1]}", "lr is no value"),
+        ("lr: {loguniform: [0, 1]}", "lr is no value"),
+        ("lr: {uniform: [2, 1]}", "lr is no value"),
+        ("lr: {uniform: [.nan, 1]}", "lr is no value"),
+        ("lr: []", "lr is no value"),
+        ("lr: !!python/object/apply:os.getcwd []", "not YAML"),
+        ("{learning_rate: [0.1, 0.2]}", "No such option"),
+        ("lr: [0.1, -1]", "lr"),
+        ("model: [cnn, gnn]", "gnn"),
+        ("{optimizer: [sgd, adam], momentum: 0.9}", "momentum"),
+        ("{lr: [0.1, 0.2], val_size: 0}", "val_size is 0"),
+        ("val_size: [1000, 2000]", "val_size must be the same"),
+        ("epochs: [1, 2]", "epochs must be the same"),
+        ("{lr: [0.1, 0.2], patience: 2}", "patience is none"),
+        ("{lr: [0.1, 0.2], seeds: 3}", "seeds is none"),
+    ],
+)
+def test_a_bad_space_is_refused_in_one_line_before_a_run_is_opened(
+    store: Path, space_file: Path, text: str, message: str
+) -> None:
+    space_file.write_text(text)
+    result = invoke("--space", "space.yaml")
+    assert result.exit_code in (1, 2), result.output
+    assert isinstance(result.exception, SystemExit)
+    assert message in result.stderr.splitlines()[-1]
+    assert result.stderr.splitlines()[-1].startswith("Error: ")
+    assert mlflow.search_runs(output_format="list") == []
+
+
+def test_a_grid_has_no_ranges(space_file: Path) -> None:
+    result = invoke("--space", "space.yaml", "--search", "grid")
+    assert result.exit_code == 2
+    assert "a grid takes lists" in result.stderr
+
+
+def test_a_missing_space_is_one_line(store: Path) -> None:
+    assert "nowhere.yaml" in assert_one_line(invoke("--space", "nowhere.yaml"))
+
+
+def test_no_cluster_is_one_line_before_a_run_is_opened(
+    space_file: Path, dataset: FashionMNIST, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert "no Ray cluster" in assert_one_line(invoke("--space", "space.yaml"))
+    assert mlflow.search_runs(output_format="list") == []
+
+
+def test_without_ray_the_extra_is_named(space_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entry_point, "find_spec", lambda _: None)
+    assert "uv sync --extra sweep" in assert_one_line(invoke("--space", "space.yaml"))
+
+
+def test_there_is_no_sweep_to_go_on_with(store: Path) -> None:
+    assert "no unfinished sweep" in assert_one_line(invoke("--resume", "latest"))
+
+
+def test_a_resumed_sweep_keeps_its_plan(store: Path) -> None:
+    result = invoke("--resume", "latest", "--trials", "7")
+    assert result.exit_code == 2
+    assert "resume takes trials from the sweep" in result.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_projects_own_spaces_can_be_trained(path: Path) -> None:
+    for corner in space.read(path).corners():
+        experiment(corner).build()
+
+
+def test_the_table_fits_a_terminal_and_shows_the_best_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    screen = StringIO()
+    monkeypatch.setattr(
+        progress, "Console", lambda: Console(file=screen, force_terminal=True, width=80)
+    )
+    searched = space.parse(SPACE, "here")
+    rows = [
+        ("a_00000", "TERMINATED", 4, 0.81, {"lr": 0.0123456, "batch_size": 64}),
+        ("a_00001", "TERMINATED", 1, 0.42, {"lr": 0.3, "batch_size": 64}),
+        ("a_00002", "RUNNING", 2, 0.79, {"lr": 0.1, "batch_size": 128}),
+        ("a_00003", "PENDING", 0, None, {"lr": 0.1, "batch_size": 128}),
+        ("a_00004", "ERROR", 0, None, {"lr": 0.2, "batch_size": 64}),
+    ]
+    with progress.TrialTable(searched, epochs=4) as table:
+        table.show(rows)
+    shown = screen.getvalue()
+    assert "0.0123 " in shown
+    assert "2 running" not in shown
+    for text in ("finished", "stopped early", "running", "pending", "failed", "81.00"):
+        assert text in shown
+    assert "3 of 5 trials have ended" in shown
+    assert shown.index("00002") < shown.index("00000") < shown.index("00001")
