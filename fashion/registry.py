@@ -11,6 +11,7 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.environment_variables import MLFLOW_ALLOW_PICKLE_DESERIALIZATION
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_GIT_COMMIT
 from torch import nn
@@ -21,6 +22,7 @@ from fashion.data import HOMEPAGE, IMAGE_SHAPE, TRAIN_SIZE, FashionMNIST
 from fashion.engine import Evaluation
 from fashion.errors import FashionError
 from fashion.models import THE_LABS, Architecture
+from fashion.runs import environment
 
 MODEL_NAME = "fashion-mnist-cnn"
 CHAMPION = "champion"
@@ -147,12 +149,18 @@ def load(uri: str) -> nn.Module:
         uri: for example models:/fashion-mnist-cnn@champion, or models:/m-... for a run's model.
 
     Raises:
-        RegistryError: there is no such model, or its files are missing or damaged.
+        RegistryError: there is no such model, its files are missing or damaged, or it is pickled.
     """
+    refuse_pickle = environment({MLFLOW_ALLOW_PICKLE_DESERIALIZATION.name: "false"})
     try:
-        with _quiet(logging.getLogger("torch.export")):
+        with _quiet(logging.getLogger("torch.export")), refuse_pickle:
             return mlflow.pytorch.load_model(uri)
     except Exception as error:  # what a damaged file raises depends on the byte
+        if MLFLOW_ALLOW_PICKLE_DESERIALIZATION.name in str(error):
+            raise RegistryError(
+                f"{uri} is not loaded, as unpickling runs whatever code it holds: log it with"
+                ' serialization_format="pt2"'
+            ) from error
         raise RegistryError(f"{uri} cannot be loaded: {_first_line(error)}") from error
 
 

@@ -5,7 +5,7 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -79,9 +79,17 @@ def _refusal(error: Exception, remedy: str) -> TrackingError:
 @contextmanager
 def single_attempt() -> Iterator[None]:
     """Make MLflow's HTTP client answer at once instead of retrying for minutes."""
-    limits = {MLFLOW_HTTP_REQUEST_MAX_RETRIES.name: "0", MLFLOW_HTTP_REQUEST_TIMEOUT.name: "10"}
-    saved = {name: os.environ.get(name) for name in limits}
-    os.environ.update(limits)
+    with environment(
+        {MLFLOW_HTTP_REQUEST_MAX_RETRIES.name: "0", MLFLOW_HTTP_REQUEST_TIMEOUT.name: "10"}
+    ):
+        yield
+
+
+@contextmanager
+def environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of the environment, by which MLflow takes its settings."""
+    saved = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
     try:
         yield
     finally:
