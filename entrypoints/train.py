@@ -4,6 +4,7 @@ MLflow logs whatever `MLproject` gives a default, and for good. What a preset de
 default here alone; `mlflow run -P hidden_units=32` hands it on as --hidden_units 32.
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -23,12 +24,14 @@ from entrypoints.options import (
 from fashion.presets import PRESETS
 
 if TYPE_CHECKING:
+    from fashion.data import FashionMNIST
     from fashion.experiment import Experiment
+    from fashion.recipe import Recipe
 
 # What MLproject hands on in every run, so that its default may not be what was asked for.
 DECLARED = ("preset", "seed", "val_size", "device", "kernels")
 # What is no setting of the run.
-OF_THE_COMMAND = ("seeds", "resume", "data_dir", "system_metrics")
+OF_THE_COMMAND = ("seeds", "nproc", "resume", "data_dir", "system_metrics")
 
 
 def apply_preset(context: click.Context, _: click.Parameter, preset: str) -> str:
@@ -93,6 +96,14 @@ def given(context: click.Context) -> dict[str, Any]:
     help="Train so often, with seeds from --seed upwards, each a child of one run.",
 )
 @click.option(
+    "--nproc",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes of this machine that share each batch (data-parallel training), each on its own"
+    " GPU or on its part of the cores.",
+)
+@click.option(
     "--resume",
     type=RunToResume(),
     default="",
@@ -104,42 +115,72 @@ def given(context: click.Context) -> dict[str, Any]:
 @click.pass_context
 def train(
     context: click.Context,
-    model: str,
     seeds: int,
+    nproc: int,
     resume: str,
     data_dir: str,
     system_metrics: bool,
     **_: Any,
 ) -> None:
     """Train MODEL on Fashion-MNIST and log the run to MLflow."""
-    from fashion import data, runs, tracking
+    from fashion import data, distributed, engine, runs, tracking
 
     if resume and seeds > 1:
         raise click.UsageError("resume goes on with one run: leave seeds out.")
     asked = _experiment(context.params)
-    recipe = asked.recipe
-    dataset = data.load(data_dir)
-    runs.connect()
-    if resume:
-        run_id = tracking.resume(resume, dataset, given(context), system_metrics=system_metrics)
+    device = engine.resolve_device(asked.device)
+    if nproc > 1 and not distributed.is_launched():
+        _check_processes(nproc, asked.recipe, device.type)
+        data.locate(data_dir)
+        runs.connect()
+        context.exit(distributed.launch(nproc, "entrypoints.train", sys.argv[1:]))
+    with distributed.joined(device):
+        dataset = data.load(data_dir)
+        if distributed.rank():
+            for _seed in range(seeds):
+                tracking.follow(dataset)
+            return
+        runs.connect()
+        if resume:
+            run_id = tracking.resume(resume, dataset, given(context), system_metrics=system_metrics)
+            click.echo(f"Logged as run {run_id}")
+            return
+        run_id = _train_all(asked, seeds, dataset, system_metrics)
         click.echo(f"Logged as run {run_id}")
-        return
 
-    def train_one(seed: int, **options: bool) -> str:
-        return tracking.train(replace(asked, recipe=replace(recipe, seed=seed)), dataset, **options)
+
+def _train_all(
+    asked: "Experiment", seeds: int, dataset: "FashionMNIST", system_metrics: bool
+) -> str:
+    """Train with each seed; return the id of the run, or of the parent of several."""
+    from fashion import runs, tracking
 
     if seeds == 1:
-        run_id = train_one(recipe.seed, system_metrics=system_metrics)
-    else:
-        with runs.group(f"{model}, {seeds} seeds", system_metrics) as run_id:
-            children = []
-            for seed in range(recipe.seed, recipe.seed + seeds):
-                click.echo(f"Seed {seed}")
-                children.append(train_one(seed, nested=True))
-            for metric, (mean, std) in tracking.log_spread(children).items():
-                if metric.endswith("accuracy"):
-                    click.echo(f"{metric}: {mean:.2%} ± {std:.2%} over {seeds} seeds")
-    click.echo(f"Logged as run {run_id}")
+        return tracking.train(asked, dataset, system_metrics=system_metrics)
+    with runs.group(f"{asked.model}, {seeds} seeds", system_metrics) as parent:
+        children = []
+        for seed in range(asked.recipe.seed, asked.recipe.seed + seeds):
+            click.echo(f"Seed {seed}")
+            one = replace(asked, recipe=replace(asked.recipe, seed=seed))
+            children.append(tracking.train(one, dataset, nested=True))
+        for metric, (mean, std) in tracking.log_spread(children).items():
+            if metric.endswith("accuracy"):
+                click.echo(f"{metric}: {mean:.2%} ± {std:.2%} over {seeds} seeds")
+    return parent
+
+
+def _check_processes(nproc: int, recipe: "Recipe", device: str) -> None:
+    """Refuse what processes cannot share, before there are any."""
+    import torch
+
+    if recipe.batch_size < nproc:
+        raise click.UsageError(f"{nproc} processes cannot share batches of {recipe.batch_size}.")
+    if recipe.kernels == "native":
+        raise click.UsageError("the native kernels train in one process: leave nproc out.")
+    if device == "cuda" and torch.cuda.device_count() < nproc:
+        raise click.UsageError(
+            f"{nproc} processes need as many GPUs: this machine has {torch.cuda.device_count()}."
+        )
 
 
 def experiment(options: Mapping[str, Any]) -> "Experiment":

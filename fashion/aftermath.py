@@ -15,13 +15,18 @@ import psutil
 from mlflow import MlflowClient
 from mlflow.entities import RunStatus
 
+from fashion import distributed
+
 PATIENCE_SECONDS = 60
 
 
 def leave_behind(run_id: str) -> None:
-    """Start the process that waits for the end of this process's parent, `mlflow run`."""
+    """Start the process that waits for the end of `mlflow run`, this process's parent."""
+    parent = psutil.Process(os.getppid())
+    if distributed.is_launched():  # by a process that `mlflow run` started
+        parent = parent.parent() or parent
     subprocess.Popen(
-        [sys.executable, "-m", "fashion.aftermath", run_id, str(os.getppid())],
+        [sys.executable, "-m", "fashion.aftermath", run_id, str(parent.pid)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from fashion import conv3x3, mlp, native
+from fashion import conv3x3, distributed, mlp, native
 from fashion.augment import Augmentation, make_mixup
 from fashion.data import Subset, to_float
 from fashion.errors import DeviceError
@@ -95,12 +95,15 @@ class Pass:
 
     Attributes:
         run: takes batches of float32 images (B, 1, 28, 28) and int64 targets (B,), takes a step on
-            each, and returns the logits (N, 10) of all, each from just before its step.
-        parts: what changes with the steps, beside the weights.
+            each, and returns the logits (N, 10) of all, each from just before its step. Among
+            several processes the batches are this one's shares of the batches.
+        parts: what changes with the steps, beside the weights, alike in all processes.
+        own: what does so in each process by itself.
     """
 
     run: Callable[[Iterable[tuple[Tensor, Tensor]]], Tensor]
     parts: "tuple[Stateful, ...]" = ()
+    own: "tuple[Stateful, ...]" = ()
 
 
 def resolve_device(name: str) -> torch.device:
@@ -126,8 +129,13 @@ def resolve_kernels(recipe: Recipe, model: nn.Module) -> str:
     """Return "native" or "torch": what `recipe.kernels` means for training `model` where it is.
 
     Raises:
-        KernelError: it is "native" and this machine cannot compile them.
+        KernelError: it is "native" and this machine cannot compile them, or several processes
+            train, whose gradients only PyTorch's kernels share.
     """
+    if distributed.world_size() > 1:
+        if recipe.kernels == "native":
+            raise KernelError("the native kernels train in one process: leave kernels or nproc out")
+        return "torch"
     served = (conv3x3.supports(model) and recipe.precision == "float32") or (
         mlp.supports_native(model) and recipe.is_plain_sgd
     )
@@ -167,6 +175,10 @@ def train(
     The model's device is where training happens. On a CPU and with PyTorch's kernels the lab's
     recipe gives, bit for bit, what the lab's loop over a shuffled DataLoader gives.
 
+    Processes that torchrun started train together: each takes its share of each batch, so that
+    they give what one gives, within rounding, where neither batch normalisation nor chance looks
+    at a share by itself. The first of them alone evaluates; what is measured counts there.
+
     Args:
         model: maps float32 images (N, 1, 28, 28) to logits (N, 10).
         data: the training images.
@@ -196,7 +208,9 @@ def train(
             state[key] for key in ("epoch", "best", "best_epoch", "best_loss")
         )
         model.load_state_dict(state["model"])
-        for part, its_state in zip(train_pass.parts, state["parts"], strict=True):
+        parts = [*train_pass.parts, *train_pass.own]
+        states = [*state["parts"], *state["own"][distributed.rank()]]
+        for part, its_state in zip(parts, states, strict=True):
             part.load_state_dict(its_state)
     # Where weights are averaged, the model lends itself to the average between two epochs.
     trained = model.state_dict()
@@ -215,10 +229,11 @@ def train(
         _freeze(model, number <= recipe.freeze_epochs)
         order = next(orders).to(device)
         start = _clock(device)
+        order, batch_size = _share(order, recipe.batch_size)
         targets = labels[order]
         batches = zip(
-            _batches(images, order, recipe.batch_size),
-            targets.split(recipe.batch_size),
+            _batches(images, order, batch_size),
+            targets.split(batch_size),
             strict=True,
         )
         # disable=None: no bar where the output is not a terminal.
@@ -228,10 +243,9 @@ def train(
         # Measured once an epoch: reading a loss after each step would make the host wait for it.
         # What a model draws itself, for dropout, follows from the seed too.
         with torch.random.fork_rng():
-            torch.manual_seed((recipe.seed << 16) + number)
+            torch.manual_seed((distributed.rank() << 48) + (recipe.seed << 16) + number)
             logits = train_pass.run(progress)
-        loss = F.cross_entropy(logits.double(), targets).item()
-        accuracy = (logits.argmax(dim=1) == targets).double().mean().item()
+        loss, accuracy = _measure(logits, targets)
         seconds = _clock(device) - start
         model.eval()
         if average is not None:
@@ -239,14 +253,18 @@ def train(
             model.load_state_dict(average.module.state_dict())
         measured = None
         if validation is not None:
-            measured = evaluate(model, validation, recipe.kernels)
-            val_loss = math.inf if math.isnan(measured.loss) else measured.loss
+            if distributed.rank() == 0:
+                measured = evaluate(model, validation, recipe.kernels)
+            # One answer for all: processes that disagreed on when to stop would wait for ever.
+            val_loss = distributed.share(measured and measured.loss)
+            val_loss = math.inf if math.isnan(val_loss) else val_loss
             if recipe.patience and (number == 1 or val_loss < best_loss):
                 best, best_epoch, best_loss = deepcopy(model.state_dict()), number, val_loss
         reached = {
             "epoch": number,
             "model": trained,
             "parts": [part.state_dict() for part in train_pass.parts],
+            "own": distributed.gather([part.state_dict() for part in train_pass.own]),
             "best": best,
             "best_epoch": best_epoch,
             "best_loss": best_loss,
@@ -269,14 +287,17 @@ def make_pass(
         steps_per_epoch: number of batches of a pass, which the schedule counts in.
         average: of the weights, updated at each step.
     """
-    if mlp.supports(model) and recipe.is_plain_sgd:
+    workers = distributed.world_size()
+    if mlp.supports(model) and recipe.is_plain_sgd and workers == 1:
         if resolve_kernels(recipe, model) == "native":
             return Pass(mlp.make_native_pass(model, recipe.lr))
         return Pass(mlp.make_pass(model, recipe.lr))
     forward = _forward(model, resolve_kernels(recipe, model))
+    if workers > 1:
+        forward = _synchronized(model)
     optimizers = make_optimizers(model, recipe)
     schedules = [make_schedule(optimizer, recipe, steps_per_epoch) for optimizer in optimizers]
-    augment = Augmentation(recipe.augment, recipe.seed)
+    augment = Augmentation(recipe.augment, (distributed.rank() << 48) + recipe.seed)
     mix = make_mixup(recipe.mixup)
     autocast = partial(
         torch.autocast,
@@ -290,7 +311,12 @@ def make_pass(
         with autocast():
             logits = forward(mixed)
         logits = logits.float()
-        F.cross_entropy(logits, shares, label_smoothing=recipe.label_smoothing).backward()
+        loss = F.cross_entropy(logits, shares, label_smoothing=recipe.label_smoothing)
+        if workers > 1:
+            # Gradients are averaged over processes, but what counts is the mean over samples.
+            sizes = distributed.total(torch.tensor(float(len(images)), device=images.device))
+            loss = loss * (workers * len(images) / sizes)
+        loss.backward()
         if recipe.clip_norm:
             nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
@@ -305,7 +331,47 @@ def make_pass(
         return torch.cat([step(images, targets) for images, targets in batches])
 
     averages = () if average is None else (average,)
-    return Pass(run, (*optimizers, *schedules, augment, *averages))
+    return Pass(run, (*optimizers, *schedules, *averages), (augment,))
+
+
+def _synchronized(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return the forward pass whose backward pass averages gradients over the processes."""
+    wrapped: nn.Module = model
+    learning: list[bool] = []
+
+    def forward(images: Tensor) -> Tensor:
+        nonlocal wrapped, learning
+        now = [parameter.requires_grad for parameter in model.parameters()]
+        if now != learning:  # what is frozen is none of the gradients that are waited for
+            wrapped, learning = distributed.data_parallel(model), now
+        return wrapped(images)
+
+    return forward
+
+
+def _share(order: Tensor, batch_size: int) -> tuple[Tensor, int]:
+    """Return this process's rows of each batch, and how many those are of a whole batch.
+
+    Every share has as many rows as any other, or one less, and never none: of a last batch with
+    less rows than processes, some rows go to several.
+    """
+    workers, rank = distributed.world_size(), distributed.rank()
+    if workers == 1:
+        return order, batch_size
+    shares = []
+    for batch in order.split(batch_size):
+        mine = batch[rank::workers]
+        shares.append(mine if len(mine) else batch[rank % len(batch)].unsqueeze(0))
+    return torch.cat(shares), len(shares[0])
+
+
+def _measure(logits: Tensor, targets: Tensor) -> tuple[float, float]:
+    """Return mean loss in nats and accuracy over the samples of all processes."""
+    loss = F.cross_entropy(logits.double(), targets, reduction="sum")
+    right = (logits.argmax(dim=1) == targets).double().sum()
+    count = torch.full_like(right, len(targets))
+    loss, right, count = distributed.total(torch.stack([loss, right, count]))
+    return (loss / count).item(), (right / count).item()
 
 
 def _freeze(model: nn.Module, frozen: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fashion import data, engine, models
+from fashion import data, distributed, engine, models
 from fashion.models import Architecture
 from fashion.recipe import Recipe
 
@@ -58,6 +58,7 @@ class Experiment:
                 torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
             ),
             "kernels_used": engine.resolve_kernels(self.recipe, model),
+            "nproc": distributed.world_size(),
             "threads": torch.get_num_threads(),
             # A text: its own class of versions is none that a checkpoint may hold.
             "torch_version": str(torch.__version__),

@@ -22,7 +22,7 @@ from mlflow.models import infer_signature
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from torch import nn
 
-from fashion import checkpoint, data, engine, figures, report, runs, summary
+from fashion import checkpoint, data, distributed, engine, figures, report, runs, summary
 from fashion.checkpoint import CheckpointError
 from fashion.data import FashionMNIST, Subset
 from fashion.engine import Evaluation
@@ -53,8 +53,9 @@ def train(
 ) -> str:
     """Train one model and log everything about it as one MLflow run.
 
-    A checkpoint is written after each epoch, for `resume`. When the tracking store goes away
-    training goes on, and what there is to log waits for it.
+    Of several processes the first calls this, the others `follow`. A checkpoint is written after
+    each epoch, for `resume`. When the tracking store goes away training goes on, and what there is
+    to log waits for it.
 
     Args:
         experiment: what to train.
@@ -82,6 +83,16 @@ def train(
         checkpoint.save(run.info.run_id, record)
         _complete(run, record, experiment, model, dataset)
     return run.info.run_id
+
+
+def follow(dataset: FashionMNIST) -> None:
+    """Train what the first process does by `train` or `resume`: no MLflow run, no output."""
+    record = distributed.share(None)
+    experiment = _experiment(record)
+    training, validation = dataset.split(experiment.val_size)
+    model, _ = experiment.build()
+    for _ in engine.train(model, training, experiment.recipe, validation, record["state"]):
+        pass
 
 
 def resume(
@@ -119,7 +130,8 @@ def resume(
         experiment = _experiment(record)
         _refuse_changes(run_id, _settings(experiment), given or {})
         model, params = experiment.build()
-        _refuse_changes(run_id, record["params"], params)
+        if not record["trained"]:
+            _refuse_changes(run_id, record["params"], params)
         with runs.running(run_id, system_metrics=system_metrics) as run:
             runs.adopt(run_id)
             _complete(run, record, experiment, model, dataset)
@@ -305,6 +317,7 @@ def _fit(
     epochs, logged = record["epochs"], 0
     if epochs:
         print(f"Going on with run {run.info.run_id} after epoch {len(epochs)}", flush=True)
+    distributed.share({key: record[key] for key in ("experiment", "state")})
     for epoch in engine.train(model, training, recipe, validation, record["state"]):
         epochs.append(epoch.summary())
         record["state"] = epoch.state

@@ -1,0 +1,201 @@
+"""Several processes train what one would, and are one MLflow run."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import torch
+from click.testing import CliRunner
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from entrypoints.train import train as command_of_train
+from fashion import checkpoint
+from fashion.data import FashionMNIST
+from tests.conftest import ROOT
+
+# What both ways of training run: 340 images in batches of 33, which two processes cannot halve,
+# and a last one of 10.
+TRAIN = """
+import sys
+import torch
+from fashion import data, distributed, engine, models
+from fashion.models import Architecture
+from fashion.recipe import Recipe
+
+def head(subset, size):
+    return data.Subset(subset.name, subset.images[:size], subset.labels[:size], subset.digest)
+
+def train(dataset, name, architecture, settings):
+    model = models.build(name, 7, Architecture(**architecture))
+    recipe = Recipe(epochs=2, batch_size=33, kernels="torch", **settings)
+    epochs = engine.train(model, head(dataset.train, 340), recipe, head(dataset.test, 100))
+    losses = [(epoch.loss, epoch.accuracy) for epoch in epochs]
+    return losses, model.state_dict()
+"""
+LAUNCHED = f"""{TRAIN}
+with distributed.joined(torch.device("cpu")):
+    found = [train(data.load(), *case) for case in eval(sys.argv[1])]
+    if distributed.rank() == 0:
+        torch.save(found, sys.argv[2])
+"""
+CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("baseline", {}, {"lr": 0.05}),
+    ("cnn", {}, {"lr": 0.05, "momentum": 0.9, "freeze_epochs": 1}),
+    ("cnn", {}, {"optimizer": "adamw", "lr": 0.001, "clip_norm": 1.0, "ema_decay": 0.9}),
+    ("cnn", {}, {"optimizer": "muon", "lr": 0.005, "label_smoothing": 0.1, "patience": 1}),
+]
+
+
+@pytest.fixture(scope="module")
+def by_two(tmp_path_factory: pytest.TempPathFactory, dataset: FashionMNIST) -> list[Any]:
+    """Losses and weights of all cases, trained by two processes of torchrun."""
+    folder = tmp_path_factory.mktemp("launched")
+    (folder / "launched.py").write_text(LAUNCHED)
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+            *(str(folder / "launched.py"), repr(CASES), str(folder / "found.pt")),
+        ],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        cwd=folder,
+        check=True,
+        timeout=200,
+    )
+    return torch.load(folder / "found.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("number", range(len(CASES)))
+def test_two_processes_give_what_one_gives(
+    by_two: list[Any], dataset: FashionMNIST, number: int
+) -> None:
+    scope: dict[str, Any] = {}
+    exec(TRAIN, scope)
+    losses, weights = scope["train"](dataset, *CASES[number])
+    their_losses, their_weights = by_two[number]
+    # float32 sums in another order, over 22 steps.
+    assert torch.allclose(torch.tensor(their_losses), torch.tensor(losses), rtol=1e-4, atol=1e-4)
+    for name, tensor in weights.items():
+        torch.testing.assert_close(their_weights[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def the_run() -> Run:
+    (run,) = mlflow.search_runs(output_format="list")
+    return run
+
+
+def assert_one_run_of_two(epochs: int) -> Run:
+    run = the_run()
+    assert run.info.status == "FINISHED"
+    assert run.data.params["nproc"] == "2"
+    assert run.data.params["kernels_used"] == "torch"
+    history = MlflowClient().get_metric_history(run.info.run_id, "val_accuracy")
+    assert [point.step for point in history] == list(range(1, epochs + 1))
+    assert len(run.outputs.model_outputs) == 1
+    assert checkpoint.unfinished() == []
+    return run
+
+
+def test_they_are_one_run(command: Callable[..., Any]) -> None:
+    done = command("train", "--model", "baseline", "--epochs", "2", "--nproc", "2")
+    assert done.returncode == 0, done.stderr
+    run = assert_one_run_of_two(epochs=2)
+    assert run.data.metrics["test_accuracy"] > 0.75
+    assert done.stdout.count("epoch 2/2") == 1
+    assert done.stdout.splitlines()[-1] == f"Logged as run {run.info.run_id}"
+    assert done.stderr == ""
+
+
+def test_stopped_together_they_go_on_together(
+    dataset: FashionMNIST, store: Path, command: Callable[..., Any]
+) -> None:
+    settings = ("--model", "baseline", "--epochs", "8", "--batch-size", "256")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "entrypoints.train", *settings, "--augment=flip", "--nproc=2"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=store,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    for line in process.stdout:
+        if "epoch 2/" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert "Traceback" not in output
+    stopped = the_run()
+    assert stopped.info.status == "KILLED"
+
+    alone = command("train", "--resume", "latest")
+    assert alone.returncode == 1
+    assert "nproc was 2, is 1" in alone.stderr
+    done = command("train", "--resume", "latest", "--nproc", "2")
+    assert done.returncode == 0, done.stderr
+    assert assert_one_run_of_two(epochs=8).info.run_id == stopped.info.run_id
+
+
+def test_two_machines_are_one_run(dataset: FashionMNIST, store: Path) -> None:
+    """Each with a torchrun of its own, that meet at an address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    machines = [
+        subprocess.Popen(
+            [
+                *(
+                    sys.executable,
+                    "-m",
+                    "torch.distributed.run",
+                    "--nnodes=2",
+                    "--nproc-per-node=1",
+                ),
+                *("--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=test"),
+                *("--local-addr=127.0.0.1", "-m", "entrypoints.train", "--model", "baseline"),
+                *("--epochs", "1"),
+            ],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            cwd=store,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    for machine in machines:
+        output, _ = machine.communicate(timeout=200)
+        assert machine.returncode == 0, output
+    assert_one_run_of_two(epochs=1)
+
+
+def test_seeds_follow_each_other(command: Callable[..., Any]) -> None:
+    done = command("train", "--model=baseline", "--epochs=1", "--nproc=2", "--seeds=2")
+    assert done.returncode == 0, done.stderr
+    found = mlflow.search_runs(output_format="list")
+    assert sorted(run.data.params.get("seed", "") for run in found) == ["", "42", "43"]
+    assert {run.info.status for run in found} == {"FINISHED"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--nproc", "0"], "--nproc"),
+        (["--nproc", "4", "--batch-size", "3"], "cannot share batches of 3"),
+        (["--nproc", "2", "--kernels", "native"], "native kernels train in one process"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused_before_there_are_processes(
+    store: Path, arguments: list[str], message: str
+) -> None:
+    result = CliRunner().invoke(command_of_train, ["--model", "cnn", *arguments])
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert mlflow.search_runs(output_format="list") == []
