@@ -1,5 +1,6 @@
 """Search for good settings with Ray Tune: mlflow run . -e sweep -P space=sweeps/cnn.yaml"""
 
+import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 from itertools import islice
@@ -110,6 +111,8 @@ def sweep(context: click.Context, resume: str, data_dir: str, **options: Any) ->
         options["text"] = read(Path(options["space"])).text
         _check(options)
 
+    # Under `uv run` Ray would start workers by uv, which need not be on PATH; read on import.
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     from fashion import data, runs, sweep, sweep_report, tuner
 
     runs.connect()

@@ -12,6 +12,8 @@ from pathlib import Path
 
 # Before MLflow is imported: it reports usage to its makers unless told not to.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+# Before Ray is imported, as entrypoints/sweep.py says.
+os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 
 import mlflow
 import pytest

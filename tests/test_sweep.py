@@ -50,11 +50,13 @@ def space_file(store: Path) -> Path:
 def start(dataset: FashionMNIST, store: Path, space_file: Path) -> Iterator[Callable[..., Any]]:
     """Return a function that starts a sweep in a process of its own."""
     processes = []
+    # The command must find out itself that Ray is not to start workers by uv.
+    environment = {name: os.environ[name] for name in os.environ if "UV_RUN" not in name}
 
     def start(*arguments: str, **env: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, "-m", "entrypoints.sweep", *arguments],
-            env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+            env={**environment, "PYTHONPATH": str(ROOT), **env},
             cwd=store,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
