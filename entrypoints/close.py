@@ -8,11 +8,12 @@ from entrypoints.options import Command
 @click.command(cls=Command)
 def close() -> None:
     """End, as KILLED, the runs that say RUNNING though their process on this machine died."""
-    from fashion import runs
+    from fashion import checkpoint, runs
 
     runs.connect()
     for run_id in runs.close_stale():
-        click.echo(f"{run_id}: closed; go on with -e train -P resume={run_id}")
+        hint = "" if checkpoint.is_empty(run_id) else f"; go on by -P resume={run_id}"
+        click.echo(f"{run_id}: closed{hint}")
 
 
 if __name__ == "__main__":
