@@ -158,8 +158,7 @@ def load(uri: str) -> nn.Module:
     except Exception as error:  # what a damaged file raises depends on the byte
         if MLFLOW_ALLOW_PICKLE_DESERIALIZATION.name in str(error):
             raise RegistryError(
-                f"{uri} is not loaded, as unpickling runs whatever code it holds: log it with"
-                ' serialization_format="pt2"'
+                f"{uri} cannot be loaded: it is damaged or pickled, and unpickling may run any code"
             ) from error
         raise RegistryError(f"{uri} cannot be loaded: {_first_line(error)}") from error
 
