@@ -6,6 +6,7 @@ mistyped option answer at once.
 
 import math
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,10 @@ from fashion.errors import FashionError
 if TYPE_CHECKING:
     from fashion.models import Architecture
     from fashion.recipe import Recipe
+
+
+RETRY_INTERVAL = 0.01
+"""Seconds after which an interruption that had to wait is tried again."""
 
 
 class Command(click.Command):
@@ -45,16 +50,31 @@ def _stoppable(received: list[int]) -> Iterator[None]:
     """Raise KeyboardInterrupt where a signal asks the process to end; once, so that it does.
 
     The signal is put into `received`: Ray raises another KeyboardInterrupt in the place of ours.
+    A database's transaction is finished first: left open it would lock SQLite's file for this very
+    process, which could not say any more how its run ended.
     """
     numbers = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP"):  # Windows has none
         numbers.append(signal.SIGHUP)
 
-    def stop(number: int, _: FrameType | None) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
         for each in taken:
             signal.signal(each, signal.SIG_IGN)
         received.append(number)
-        raise KeyboardInterrupt
+        interrupt(number, frame)
+
+    def interrupt(_: int, frame: FrameType | None) -> None:
+        if can_wait and _in_database(frame):
+            signal.setitimer(signal.ITIMER_REAL, RETRY_INTERVAL)
+        else:
+            raise KeyboardInterrupt
+
+    def retry_if_lost(lost: Any) -> None:
+        # Where nobody can catch it, as in a callback of a weak reference, Python drops it.
+        if received and issubclass(lost.exc_type, KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, RETRY_INTERVAL)
+        else:
+            hook(lost)
 
     taken = {}
     if threading.current_thread() is threading.main_thread():  # signals are its alone to set
@@ -64,6 +84,10 @@ def _stoppable(received: list[int]) -> Iterator[None]:
             for number in numbers
             if (handler := signal.getsignal(number)) != signal.SIG_IGN
         }
+    can_wait = bool(taken) and hasattr(signal, "setitimer")  # Windows has none
+    if can_wait:
+        alarm = signal.signal(signal.SIGALRM, interrupt)
+        hook, sys.unraisablehook = sys.unraisablehook, retry_if_lost
     for number in taken:
         signal.signal(number, stop)
     try:
@@ -71,6 +95,20 @@ def _stoppable(received: list[int]) -> Iterator[None]:
     finally:
         for number, handler in taken.items():
             signal.signal(number, handler)
+        if can_wait:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, alarm)
+            sys.unraisablehook = hook
+
+
+def _in_database(frame: FrameType | None) -> bool:
+    """Tell whether SQLAlchemy, or MLflow's use of it, is at work below or in a frame."""
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if "sqlalchemy" in module or module.startswith("mlflow.store.db"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 class ModelName(click.ParamType):

@@ -11,13 +11,17 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from threading import Timer
 
+import click
 import mlflow
 import pytest
 import torch
+from click.testing import CliRunner
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from entrypoints.options import Command
 from fashion import checkpoint, registry, runs
 from fashion.data import FashionMNIST
 from fashion.errors import TrackingError
@@ -333,3 +337,22 @@ def test_no_password_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("no route to http://me:secret@127.0.0.1:1/path")
     assert "secret" not in str(raised.value)
     assert "127.0.0.1:1/path" in str(raised.value)
+
+
+def test_a_run_stopped_at_any_moment_of_logging_ends_killed(store: Path) -> None:
+    """A transaction that is cut off must not keep the process itself from its own database."""
+
+    @click.command(cls=Command)
+    def log() -> None:
+        with runs.running():
+            Timer(moment, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            while time.monotonic() < end:
+                mlflow.set_tag("key", "value")
+
+    mlflow.set_experiment("test")
+    moments = random.Random(0)
+    for _ in range(100):
+        moment, end = moments.uniform(0.001, 0.03), time.monotonic() + 60
+        assert CliRunner().invoke(log).exit_code == 128 + signal.SIGTERM
+        (run,) = MlflowClient().search_runs(["1"], max_results=1)
+        assert run.info.status == "KILLED"

@@ -190,7 +190,7 @@ def test_a_run_that_another_process_is_at_is_left_alone(
 def test_changed_settings_are_refused_with_their_list(
     train_small: Callable[..., str], small: FashionMNIST, cut: Callable[[str, int], None]
 ) -> None:
-    cut("log_artifacts", 1)
+    cut("log_inputs", 1)
     with pytest.raises(TrackingError):
         train_small(epochs=2)
     given = {"epochs": 3, "lr": 0.5, "model": "baseline"}

@@ -60,6 +60,7 @@ def test_parameters_say_what_ran(run: Run) -> None:
         "split_seed": "42",
         "device": "cpu",
         "device_name": "cpu",
+        "nproc": "1",
         "threads": str(torch.get_num_threads()),
         "torch_version": torch.__version__,
         "python_version": run.data.params["python_version"],
