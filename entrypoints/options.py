@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from fashion.recipe import Recipe
 
 
+CAN_WAIT = hasattr(signal, "setitimer")
+"""Whether an interruption can wait: Windows has no timers."""
+
 RETRY_INTERVAL = 0.01
 """Seconds after which an interruption that had to wait is tried again."""
 
@@ -64,15 +67,21 @@ def _stoppable(received: list[int]) -> Iterator[None]:
         interrupt(number, frame)
 
     def interrupt(_: int, frame: FrameType | None) -> None:
-        if can_wait and _in_database(frame):
-            signal.setitimer(signal.ITIMER_REAL, RETRY_INTERVAL)
+        if CAN_WAIT and _in_database(frame):
+            try_again()
         else:
             raise KeyboardInterrupt
 
+    def try_again() -> None:
+        # Only here: whoever else has set an alarm, as pytest's time limits, keeps it until then.
+        if signal.SIGALRM not in taken:
+            taken[signal.SIGALRM] = signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, RETRY_INTERVAL)
+
     def retry_if_lost(lost: Any) -> None:
         # Where nobody can catch it, as in a callback of a weak reference, Python drops it.
-        if received and issubclass(lost.exc_type, KeyboardInterrupt):
-            signal.setitimer(signal.ITIMER_REAL, RETRY_INTERVAL)
+        if CAN_WAIT and received and issubclass(lost.exc_type, KeyboardInterrupt):
+            try_again()
         else:
             hook(lost)
 
@@ -84,21 +93,17 @@ def _stoppable(received: list[int]) -> Iterator[None]:
             for number in numbers
             if (handler := signal.getsignal(number)) != signal.SIG_IGN
         }
-    can_wait = bool(taken) and hasattr(signal, "setitimer")  # Windows has none
-    if can_wait:
-        alarm = signal.signal(signal.SIGALRM, interrupt)
-        hook, sys.unraisablehook = sys.unraisablehook, retry_if_lost
     for number in taken:
         signal.signal(number, stop)
+    hook, sys.unraisablehook = sys.unraisablehook, retry_if_lost
     try:
         yield
     finally:
+        if CAN_WAIT and received:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in taken.items():
             signal.signal(number, handler)
-        if can_wait:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, alarm)
-            sys.unraisablehook = hook
+        sys.unraisablehook = hook
 
 
 def _in_database(frame: FrameType | None) -> bool:

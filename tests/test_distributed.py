@@ -17,8 +17,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from entrypoints.train import train as command_of_train
-from fashion import checkpoint
+from fashion import checkpoint, models
 from fashion.data import FashionMNIST
+from fashion.models import Architecture
 from tests.conftest import ROOT
 
 # What both ways of training run: 340 images in batches of 33, which two processes cannot halve,
@@ -82,8 +83,13 @@ def test_two_processes_give_what_one_gives(
     their_losses, their_weights = by_two[number]
     # float32 sums in another order, over 22 steps.
     assert torch.allclose(torch.tensor(their_losses), torch.tensor(losses), rtol=1e-4, atol=1e-4)
-    for name, tensor in weights.items():
-        torch.testing.assert_close(their_weights[name], tensor, rtol=1e-3, atol=1e-4)
+    # Adaptive optimisers step as far where a gradient is next to nothing, and so mostly rounding.
+    name, architecture, settings = CASES[number]
+    tolerance = 1e-2 if "optimizer" in settings else 1e-4
+    untrained = models.build(name, 7, Architecture(**architecture)).state_dict()
+    for key, tensor in weights.items():
+        learnt = (tensor - untrained[key]).norm()
+        assert (their_weights[key] - tensor).norm() < tolerance * learnt, key
 
 
 def the_run() -> Run:
