@@ -53,8 +53,7 @@ def _stoppable(received: list[int]) -> Iterator[None]:
     """Raise KeyboardInterrupt where a signal asks the process to end; once, so that it does.
 
     The signal is put into `received`: Ray raises another KeyboardInterrupt in the place of ours.
-    A database's transaction is finished first: left open it would lock SQLite's file for this very
-    process, which could not say any more how its run ended.
+    What may not be left half done is finished first.
     """
     numbers = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP"):  # Windows has none
@@ -67,7 +66,7 @@ def _stoppable(received: list[int]) -> Iterator[None]:
         interrupt(number, frame)
 
     def interrupt(_: int, frame: FrameType | None) -> None:
-        if CAN_WAIT and _in_database(frame):
+        if CAN_WAIT and _must_finish(frame):
             try_again()
         else:
             raise KeyboardInterrupt
@@ -106,14 +105,24 @@ def _stoppable(received: list[int]) -> Iterator[None]:
         sys.unraisablehook = hook
 
 
-def _in_database(frame: FrameType | None) -> bool:
-    """Tell whether SQLAlchemy, or MLflow's use of it, is at work below or in a frame."""
+def _must_finish(frame: FrameType | None) -> bool:
+    """Tell whether what is at work in a frame would harm this very process if it were cut off.
+
+    The import system may hold its lock, which other threads would wait for until the end. A
+    transaction of SQLAlchemy's, left open, would lock SQLite's file: this process could not say any
+    more how its run ended.
+    """
+    if frame is not None and _module(frame) == "importlib._bootstrap":
+        return True
     while frame is not None:
-        module = frame.f_globals.get("__name__", "")
-        if "sqlalchemy" in module or module.startswith("mlflow.store.db"):
+        if "sqlalchemy" in _module(frame) or _module(frame).startswith("mlflow.store.db"):
             return True
         frame = frame.f_back
     return False
+
+
+def _module(frame: FrameType) -> str:
+    return frame.f_globals.get("__name__", "")
 
 
 class ModelName(click.ParamType):

@@ -11,17 +11,13 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from threading import Timer
 
-import click
 import mlflow
 import pytest
 import torch
-from click.testing import CliRunner
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from entrypoints.options import Command
 from fashion import checkpoint, registry, runs
 from fashion.data import FashionMNIST
 from fashion.errors import TrackingError
@@ -339,20 +335,43 @@ def test_no_password_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "127.0.0.1:1/path" in str(raised.value)
 
 
+# A process of its own: what it must not break are its own locks.
+STOPPED_A_HUNDRED_TIMES = """
+import importlib, os, random, signal, threading, time
+import click, mlflow
+from click.testing import CliRunner
+from entrypoints.options import Command
+from fashion import runs
+
+@click.command(cls=Command)
+def log():
+    with runs.running():
+        threading.Timer(moment, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        while time.monotonic() < end:
+            mlflow.set_tag("key", "value")
+
+draw = random.Random(0)
+for _ in range(100):
+    moment, end = draw.uniform(0.001, 0.03), time.monotonic() + 60
+    assert CliRunner().invoke(log).exit_code == 128 + signal.SIGTERM
+
+thread = threading.Thread(target=importlib.import_module, args=["this"], daemon=True)
+thread.start()
+thread.join(10)
+assert not thread.is_alive(), "no thread can import any more"
+"""
+
+
 def test_a_run_stopped_at_any_moment_of_logging_ends_killed(store: Path) -> None:
-    """A transaction that is cut off must not keep the process itself from its own database."""
-
-    @click.command(cls=Command)
-    def log() -> None:
-        with runs.running():
-            Timer(moment, os.kill, (os.getpid(), signal.SIGTERM)).start()
-            while time.monotonic() < end:
-                mlflow.set_tag("key", "value")
-
-    mlflow.set_experiment("test")
-    moments = random.Random(0)
-    for _ in range(100):
-        moment, end = moments.uniform(0.001, 0.03), time.monotonic() + 60
-        assert CliRunner().invoke(log).exit_code == 128 + signal.SIGTERM
-        (run,) = MlflowClient().search_runs(["1"], max_results=1)
-        assert run.info.status == "KILLED"
+    """Neither its own transaction, cut off, keeps it from the database, nor its own import."""
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED_A_HUNDRED_TIMES],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=store,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    stopped = mlflow.search_runs(output_format="list")
+    assert [run.info.status for run in stopped] == ["KILLED"] * 100
