@@ -26,9 +26,9 @@ def main(times: int) -> None:
             experiment_id=mlflow.create_experiment("benchmark", f"{folder}/artifacts")
         )
         for _ in range(times):
-            with mlflow.start_run():
+            with mlflow.start_run() as run:
                 start = time.perf_counter()
-                tracking.log_model(model, dataset.test, answers)
+                tracking.log_model(run, model, dataset.test, answers)
                 seconds.append(time.perf_counter() - start)
     print(json.dumps(seconds))
 

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.data.http_dataset_source import HTTPDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import LoggedModelStatus, Run
-from mlflow.models import infer_signature
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Run
+from mlflow.models import Model, infer_signature
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from torch import nn
 
@@ -285,7 +285,7 @@ def _complete(
         )
         with runs.refusals(KEPT):
             _log_epochs(epochs, logged)
-            model_id = _logged_model(run) or log_model(model, dataset.test, test).model_id
+            model_id = log_model(run, model, dataset.test, test)
             mlflow.log_metrics(final, model_id=model_id, timestamp=at["timestamp"])
             mlflow.log_metrics(extra, **at)
             mlflow.log_artifacts(folder)
@@ -379,35 +379,53 @@ def _log_lineage(training: Subset, validation: Subset | None, test: Subset) -> N
     )
 
 
-def log_model(
-    model: nn.Module, subset: Subset, answers: Evaluation
-) -> mlflow.models.model.ModelInfo:
-    """Log the model in the active run as a pt2 archive: no pickle, none of our code to load it.
+def log_model(run: Run, model: nn.Module, subset: Subset, answers: Evaluation) -> str:
+    """Log the run's model as a pt2 archive: no pickle, none of our code to load it.
+
+    What an earlier attempt at the run has logged of it is completed, so that a run has one model.
 
     Args:
+        run: the active one.
         model: in evaluation mode, on the CPU.
         subset: images, of which the first ones are the input example.
         answers: the model's answers on `subset`.
+
+    Returns:
+        The logged model's id.
     """
+    begun = _begun_model(run)
+    if begun is not None and begun.status == LoggedModelStatus.READY:
+        return begun.model_id
     # A batch of two keeps the batch dimension dynamic: torch.export fixes a dimension of size 1.
     images = data.to_float(subset.images[:2]).numpy()
-    return mlflow.pytorch.log_model(
-        model,
-        name=MODEL_ARTIFACT,
-        signature=infer_signature(images, answers.logits[:2].numpy()),
-        input_example=images,
-        pip_requirements=PIP_REQUIREMENTS,
-        serialization_format="pt2",
+    archive: dict[str, Any] = {
+        "signature": infer_signature(images, answers.logits[:2].numpy()),
+        "input_example": images,
+        "pip_requirements": PIP_REQUIREMENTS,
+        "serialization_format": "pt2",
+    }
+    if begun is None:
+        return mlflow.pytorch.log_model(model, name=MODEL_ARTIFACT, **archive).model_id
+    # MLflow's log_model would make it an output of its run, which it may be already, and fail.
+    client, run_id, model_id = MlflowClient(), run.info.run_id, begun.model_id
+    outputs = client.get_run(run_id).outputs
+    if model_id not in {output.model_id for output in (outputs.model_outputs if outputs else ())}:
+        client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+    described = Model(begun.artifact_location, run_id, model_uuid=model_id, model_id=model_id)
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder, MODEL_ARTIFACT))
+        mlflow.pytorch.save_model(model, path, mlflow_model=described, **archive)
+        client.log_model_artifacts(model_id, path)
+    client.finalize_logged_model(model_id, LoggedModelStatus.READY)
+    return model_id
+
+
+def _begun_model(run: Run) -> LoggedModel | None:
+    """Return the model that an earlier attempt at the run has logged, or began to, if any."""
+    found = MlflowClient().search_logged_models(
+        [run.info.experiment_id], f"source_run_id = '{run.info.run_id}'", max_results=1
     )
-
-
-def _logged_model(run: Run) -> str | None:
-    """Return the id of the model that an earlier attempt at the run has logged whole, if any."""
-    outputs = MlflowClient().get_run(run.info.run_id).outputs
-    for output in outputs.model_outputs if outputs else []:
-        if mlflow.get_logged_model(output.model_id).status == LoggedModelStatus.READY:
-            return output.model_id
-    return None
+    return found[0] if found else None
 
 
 def _log_per_class(run: Run, subset: Subset, answers: Evaluation) -> None:

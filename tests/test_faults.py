@@ -80,6 +80,7 @@ def assert_complete(run: Run, epochs: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # with many rounds
 def test_kill_at_random_moments_loses_nothing(
     start: Start, command: Callable, store: Path, rounds: int
 ) -> None:

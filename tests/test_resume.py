@@ -9,6 +9,7 @@ import mlflow
 import pytest
 import torch
 from mlflow import MlflowClient
+from mlflow.entities import LoggedModelStatus, Run
 
 from fashion import checkpoint, engine, models, registry, tracking
 from fashion.checkpoint import CheckpointError
@@ -173,6 +174,45 @@ def test_a_run_cut_off_anywhere_is_completed_without_doubles(
     assert len(run.outputs.model_outputs) == 1
     assert len(run.inputs.dataset_inputs) == len(whole.inputs.dataset_inputs)
     registry.verify(run, registry.load(registry.model_uri(run)), small)
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, CutError])
+@pytest.mark.parametrize(
+    "function", ["log_outputs", "log_model_artifacts", "finalize_logged_model"]
+)
+def test_a_model_that_was_half_logged_is_completed(
+    train_small: Callable[..., str],
+    small: FashionMNIST,
+    monkeypatch: pytest.MonkeyPatch,
+    function: str,
+    end: type[BaseException],
+) -> None:
+    """An error marks a model as failed, what ends the process leaves it pending."""
+
+    def ending(*_: Any, **__: Any) -> None:
+        raise end(function)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, function, ending)
+        with pytest.raises((KeyboardInterrupt, TrackingError)):
+            train_small()
+    (run_id,) = checkpoint.unfinished()
+    tracking.resume(run_id, small)
+    run = mlflow.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    (model,) = mlflow.search_logged_models(output_format="list")
+    assert model.status == LoggedModelStatus.READY
+    assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
+    assert {metric.key for metric in model.metrics} >= {"test_loss", "test_accuracy"}
+    whole = mlflow.get_run(train_small())
+    assert files(run) == files(whole)
+    registry.verify(run, registry.load(registry.model_uri(run)), small)
+
+
+def files(run: Run) -> set[str]:
+    """Return what the archive of the run's model is made of."""
+    folder = mlflow.artifacts.download_artifacts(registry.model_uri(run))
+    return {str(path.relative_to(folder)) for path in Path(folder).rglob("*")}
 
 
 def test_a_run_that_another_process_is_at_is_left_alone(
