@@ -86,6 +86,8 @@ def figures(outcomes: Sequence[Outcome], space: Space) -> dict[str, Figure]:
             )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        # A choice of which all trials had the same value.
+        warnings.filterwarnings("ignore", "Attempting to set identical", UserWarning)
         axes = {
             "parallel_coordinates.png": drawn.plot_parallel_coordinate(study, target_name=METRIC)
         }

@@ -22,12 +22,12 @@ from rich.console import Console
 
 from entrypoints import sweep as entry_point
 from entrypoints.train import experiment
-from fashion import checkpoint, progress, space, sweep
+from fashion import checkpoint, progress, space, sweep, sweep_report
 from fashion.data import FashionMNIST
 from fashion.experiment import Experiment
 from fashion.models import Architecture
 from fashion.recipe import Recipe
-from fashion.tuner import Plan
+from fashion.tuner import Outcome, Plan
 from tests.conftest import ROOT, assert_one_line
 
 SPACE = """
@@ -300,6 +300,20 @@ def test_a_resumed_sweep_keeps_its_plan(store: Path) -> None:
 def test_the_projects_own_spaces_can_be_trained(path: Path) -> None:
     for corner in space.read(path).corners():
         experiment(corner).build()
+
+
+def test_a_choice_of_which_one_value_was_tried_is_drawn_without_a_warning(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    searched = space.parse("{lr: {loguniform: [0.01, 1]}, momentum: [0, 0.9]}", "here")
+    outcomes = [
+        Outcome(str(lr), "run", {"lr": lr, "momentum": 0}, 1, {"val_accuracy": lr}, None, False)
+        for lr in (0.1, 0.2, 0.3)
+    ]
+    drawn = sweep_report.figures(outcomes, searched)
+    assert drawn.keys() == {"parallel_coordinates.png", "importances.png"}
+    shown = [str(each.message) for each in recwarn if issubclass(each.category, UserWarning)]
+    assert shown == []
 
 
 def test_the_table_fits_a_terminal_and_shows_the_best_first(
