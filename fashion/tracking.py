@@ -406,7 +406,25 @@ def log_model(run: Run, model: nn.Module, subset: Subset, answers: Evaluation) -
     }
     if begun is None:
         return mlflow.pytorch.log_model(model, name=MODEL_ARTIFACT, **archive).model_id
-    # MLflow's log_model would make it an output of its run, which it may be already, and fail.
+    _complete_model(run, begun, model, archive)
+    return begun.model_id
+
+
+def _begun_model(run: Run) -> LoggedModel | None:
+    """Return the model that an earlier attempt at the run has logged, or began to, if any."""
+    found = MlflowClient().search_logged_models(
+        [run.info.experiment_id], f"source_run_id = '{run.info.run_id}'", max_results=1
+    )
+    return found[0] if found else None
+
+
+def _complete_model(
+    run: Run, begun: LoggedModel, model: nn.Module, archive: Mapping[str, Any]
+) -> None:
+    """Log a begun model to its end.
+
+    MLflow's log_model would make it an output of its run, which it may be already, and fail.
+    """
     client, run_id, model_id = MlflowClient(), run.info.run_id, begun.model_id
     outputs = client.get_run(run_id).outputs
     if model_id not in {output.model_id for output in (outputs.model_outputs if outputs else ())}:
@@ -417,15 +435,6 @@ def log_model(run: Run, model: nn.Module, subset: Subset, answers: Evaluation) -
         mlflow.pytorch.save_model(model, path, mlflow_model=described, **archive)
         client.log_model_artifacts(model_id, path)
     client.finalize_logged_model(model_id, LoggedModelStatus.READY)
-    return model_id
-
-
-def _begun_model(run: Run) -> LoggedModel | None:
-    """Return the model that an earlier attempt at the run has logged, or began to, if any."""
-    found = MlflowClient().search_logged_models(
-        [run.info.experiment_id], f"source_run_id = '{run.info.run_id}'", max_results=1
-    )
-    return found[0] if found else None
 
 
 def _log_per_class(run: Run, subset: Subset, answers: Evaluation) -> None:
