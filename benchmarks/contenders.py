@@ -22,9 +22,11 @@ from torch.nn import functional as F
 from benchmarks import lab
 from entrypoints.options import configuration
 from entrypoints.train import train
-from fashion import data, engine, models
-from fashion.data import FashionMNIST
-from fashion.recipe import Recipe
+from fashion.data.dataset import FashionMNIST, load_dataset
+from fashion.models import catalogue
+from fashion.settings.experiment import Recipe
+from fashion.training import evaluation, loop
+from fashion.training.kernels import choose
 
 EPOCHS = 3
 
@@ -74,10 +76,10 @@ def by_lightning(name: str, dataset: FashionMNIST, seed: int) -> nn.Module:
 
 
 def by_fashion(name: str, dataset: FashionMNIST, seed: int) -> nn.Module:
-    model = models.build(name, seed=seed)
+    model = catalogue.build(name, seed=seed)
     recipe = Recipe(epochs=EPOCHS, seed=seed)
-    for _ in engine.train(model, dataset.train, recipe):
-        engine.evaluate(model, dataset.test, recipe.kernels)
+    for _ in loop.train(model, dataset.train, recipe):
+        evaluation.evaluate(model, dataset.test, recipe.kernels)
     return model
 
 
@@ -85,8 +87,8 @@ def by_preset(name: str, dataset: FashionMNIST, seed: int) -> nn.Module:
     settings = train.make_context("train", ["--preset", name, "--seed", str(seed)]).params
     architecture, recipe = configuration([settings["model"]], settings["val_size"], settings)
     training, validation = dataset.split(settings["val_size"])
-    model = models.build(settings["model"], seed, architecture)
-    for _ in engine.train(model, training, recipe, validation):
+    model = catalogue.build(settings["model"], seed, architecture)
+    for _ in loop.train(model, training, recipe, validation):
         pass
     return model
 
@@ -100,16 +102,16 @@ CONTENDERS: dict[str, Callable[[str, FashionMNIST, int], nn.Module]] = {
 
 
 def main(contender: str, name: str, seed: str) -> None:
-    dataset = data.load()
+    dataset = load_dataset()
     # Compiled once a machine, not once a training.
-    engine.resolve_kernels(Recipe(), models.build("cnn", seed=0))
+    choose.resolve_kernels(Recipe(), catalogue.build("cnn", seed=0))
     before = _peak_mib()
     start = time.perf_counter()
     model = CONTENDERS[contender](name, dataset, int(seed))
     seconds = time.perf_counter() - start
     result = {
         "seconds": seconds,
-        "test_accuracy": engine.evaluate(model.eval(), dataset.test).accuracy,
+        "test_accuracy": evaluation.evaluate(model.eval(), dataset.test).accuracy,
         "peak_mib": _peak_mib(),
         "peak_mib_before": before,
     }

@@ -11,21 +11,21 @@ from torch.utils.data import DataLoader
 
 from benchmarks import lab
 from benchmarks.timing import interleave, medians, table
-from fashion import data, engine, models
+from fashion.data.dataset import load_dataset
+from fashion.models import catalogue
+from fashion.training.evaluation import evaluate
 
 
 def evaluation(repetitions: int) -> tuple[str, dict]:
     """Time the lab's evaluation of the test set and ours."""
-    dataset = data.load()
+    dataset = load_dataset()
     loader = lab.dataloaders(dataset)[1]
     contenders = {}
     for name in ("baseline", "cnn"):
-        model = models.build(name, seed=42).eval()
+        model = catalogue.build(name, seed=42).eval()
         contenders[f"{name}: lab"] = lambda model=model: _by_lab(model, loader)
-        contenders[f"{name}: fashion"] = lambda model=model: engine.evaluate(
-            model, dataset.test, "auto"
-        )
-        contenders[f"{name}: fashion, kernels=torch"] = lambda model=model: engine.evaluate(
+        contenders[f"{name}: fashion"] = lambda model=model: evaluate(model, dataset.test, "auto")
+        contenders[f"{name}: fashion, kernels=torch"] = lambda model=model: evaluate(
             model, dataset.test
         )
     seconds = interleave(contenders, repetitions)

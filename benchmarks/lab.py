@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import ToTensor
 
-from fashion.data import FashionMNIST, Subset
+from fashion.data.dataset import FashionMNIST, Subset
 
 
 class LabDataset(Dataset):

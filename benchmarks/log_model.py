@@ -11,14 +11,17 @@ import time
 
 import mlflow
 
-from fashion import data, engine, models, tracking
+from fashion.data.dataset import load_dataset
+from fashion.models import catalogue
+from fashion.tracking import models
+from fashion.training import evaluation
 
 
 def main(times: int) -> None:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    dataset = data.load()
-    model = models.build("cnn", seed=42).eval()
-    answers = engine.evaluate(model, dataset.test)
+    dataset = load_dataset()
+    model = catalogue.build("cnn", seed=42).eval()
+    answers = evaluation.evaluate(model, dataset.test)
     seconds = []
     with tempfile.TemporaryDirectory() as folder:
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
@@ -28,7 +31,7 @@ def main(times: int) -> None:
         for _ in range(times):
             with mlflow.start_run() as run:
                 start = time.perf_counter()
-                tracking.log_model(run, model, dataset.test, answers)
+                models.log_model(run, model, dataset.test, answers)
                 seconds.append(time.perf_counter() - start)
     print(json.dumps(seconds))
 

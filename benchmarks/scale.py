@@ -29,10 +29,9 @@ from matplotlib.figure import Figure
 from sqlalchemy import Connection, MetaData, Table, create_engine, func, select, text
 
 from benchmarks.timing import interleave, machine, medians, table
-from fashion import compare, data, registry, tracking
-from fashion.experiment import Experiment
-from fashion.models import Architecture
-from fashion.recipe import Recipe
+from fashion.data.dataset import FashionMNIST, load_dataset
+from fashion.settings.experiment import Architecture, Experiment, Recipe
+from fashion.tracking import query, registry, training
 
 NAME = "scale"
 # In this order: a row comes after those it refers to.
@@ -54,12 +53,12 @@ CHUNK = 500
 BY_METRIC = ("`compare`", "`register --dry-run`", "UI: runs, best first")
 
 
-def train_one(dataset: data.FashionMNIST) -> str:
+def train_one(dataset: FashionMNIST) -> str:
     """Train and register the run that all others are copies of; return its id."""
-    run_id = tracking.train(
+    run_id = training.train(
         Experiment("cnn", Architecture(), 5000, "cpu", Recipe(epochs=1)), dataset
     )
-    registry.register(NAME, compare.Query(models=["cnn"]), dataset)
+    registry.register(NAME, query.Query(models=["cnn"]), dataset)
     return run_id
 
 
@@ -185,15 +184,15 @@ def request(address: str, path: str, content: dict[str, Any] | None = None) -> N
 
 
 def operations(
-    address: str, experiment_id: str, dataset: data.FashionMNIST
+    address: str, experiment_id: str, dataset: FashionMNIST
 ) -> dict[str, Callable[[], object]]:
     """Return what is timed."""
     page = {"experiment_ids": [experiment_id], "max_results": 100}
-    cnns = compare.Query(models=["cnn"])
+    cnns = query.Query(models=["cnn"])
     return {
-        "`compare`": lambda: compare.runs(compare.Query()),
-        "`compare --latest-per-model`": lambda: compare.runs(compare.Query(latest_per_model=True)),
-        "`compare --group`": lambda: compare.groups(compare.Query()),
+        "`compare`": lambda: query.runs(query.Query()),
+        "`compare --latest-per-model`": lambda: query.runs(query.Query(latest_per_model=True)),
+        "`compare --group`": lambda: query.groups(query.Query()),
         "`register --dry-run`": lambda: registry.register(NAME, cnns, dataset, dry_run=True),
         "UI: runs, newest first": lambda: request(
             address, "runs/search", {**page, "order_by": ["attributes.start_time DESC"]}
@@ -232,7 +231,7 @@ def draw(sizes: Sequence[int], found: dict[str, list[float]]) -> Figure:
 def main(sizes: str, repetitions: int, figure: str) -> None:
     """Time what people do in stores of SIZES runs."""
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    dataset, counts = data.load(), [int(size) for size in sizes.split(",")]
+    dataset, counts = load_dataset(), [int(size) for size in sizes.split(",")]
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         os.environ["FASHION_STATE_DIR"] = folder

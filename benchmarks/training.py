@@ -16,13 +16,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.contenders import EPOCHS
 from benchmarks.timing import interleave, medians, table
-from fashion import data, engine, models
-from fashion.recipe import Recipe
+from fashion.data.dataset import Subset, load_dataset, to_float
+from fashion.models import catalogue
+from fashion.settings.experiment import Recipe
+from fashion.settings.task import TRAIN_SIZE
+from fashion.training import evaluation, loop, steps
 
 MODELS = ("baseline", "nonlinear", "cnn")
 LOOPS = ("lab", "lightning", "fashion")
 SEED = 42
-STEPS = EPOCHS * data.TRAIN_SIZE // 32
+STEPS = EPOCHS * TRAIN_SIZE // 32
 
 
 def training(repetitions: int) -> tuple[str, dict]:
@@ -105,14 +108,14 @@ def _spread(accuracies: list[float]) -> list[str]:
 
 def floor(repetitions: int) -> tuple[str, dict]:
     """Measure what lies beneath: one batch in cache, bare convolutions, arithmetic alone."""
-    dataset = data.load()
-    images, targets = data.to_float(dataset.train.images[:32]), dataset.train.labels[:32]
+    dataset = load_dataset()
+    images, targets = to_float(dataset.train.images[:32]), dataset.train.labels[:32]
     left, right = torch.rand(2, 2048, 2048)
-    subset = data.Subset("32 images", dataset.train.images[:32], targets, "")
+    subset = Subset("32 images", dataset.train.images[:32], targets, "")
     contenders: dict[str, Callable[[], object]] = {"matrix product": lambda: left @ right}
     flops = {}
     for name in MODELS:
-        model = models.build(name, seed=SEED)
+        model = catalogue.build(name, seed=SEED)
         with FlopCounterMode(display=False) as counter:
             F.cross_entropy(model(images), targets).backward()
         flops[name] = counter.get_total_flops()
@@ -152,12 +155,12 @@ def _hundred_steps(model: nn.Module, images: Tensor, targets: Tensor) -> Callabl
     return run
 
 
-def _ours_hundred_times(name: str, subset: data.Subset) -> Callable[[], None]:
+def _ours_hundred_times(name: str, subset: Subset) -> Callable[[], None]:
     """Return a hundred steps of our pass over one batch, without gathering it anew."""
-    train_pass = engine.make_pass(
-        models.build(name, seed=SEED), Recipe(lr=1e-6), steps_per_epoch=100
+    train_pass = steps.make_pass(
+        catalogue.build(name, seed=SEED), Recipe(lr=1e-6), steps_per_epoch=100
     )
-    batch = data.to_float(subset.images), subset.labels
+    batch = to_float(subset.images), subset.labels
 
     def run() -> None:
         train_pass.run([batch] * 100)
@@ -189,12 +192,12 @@ def _name(layout: torch.memory_format) -> str:
 
 def accuracy(seeds: int) -> tuple[str, dict]:
     """Compare the CNN's test accuracy with native kernels and with PyTorch's, over seeds."""
-    dataset = data.load()
+    dataset = load_dataset()
     found: dict[str, list[float]] = {"native": [], "torch": []}
     for seed, kernels in product(range(SEED, SEED + seeds), found):
-        model = models.build("cnn", seed=seed)
-        list(engine.train(model, dataset.train, Recipe(EPOCHS, seed=seed, kernels=kernels)))
-        found[kernels].append(engine.evaluate(model, dataset.test).accuracy)
+        model = catalogue.build("cnn", seed=seed)
+        list(loop.train(model, dataset.train, Recipe(EPOCHS, seed=seed, kernels=kernels)))
+        found[kernels].append(evaluation.evaluate(model, dataset.test).accuracy)
         print(f"seed {seed}, {kernels}: {found[kernels][-1]:.2%}", file=sys.stderr, flush=True)
     rows: list[list[object]] = [[kernels, *_spread(values)] for kernels, values in found.items()]
     return table(["kernels", "test accuracy", f"of each of {seeds} seeds"], rows), found

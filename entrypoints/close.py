@@ -8,9 +8,9 @@ from entrypoints.options import Command
 @click.command(cls=Command)
 def close() -> None:
     """End, as KILLED, the runs that say RUNNING though their process on this machine died."""
-    from fashion import checkpoint, runs
+    from fashion.tracking import checkpoint, runs, store
 
-    runs.connect()
+    store.connect()
     for run_id in runs.close_stale():
         hint = "" if checkpoint.is_empty(run_id) else f"; go on by -P resume={run_id}"
         click.echo(f"{run_id}: closed{hint}")

@@ -5,16 +5,7 @@ from pathlib import Path
 import click
 
 from entrypoints.options import Command, experiment_option, names, switch
-
-# As in fashion/compare.py, which takes seconds to import.
-METRICS = [
-    "val_accuracy",
-    "val_loss",
-    "test_accuracy",
-    "test_loss",
-    "train_seconds",
-    "images_per_second",
-]
+from fashion.settings.metrics import METRICS
 
 
 @click.command(cls=Command)
@@ -23,7 +14,7 @@ METRICS = [
 @names("--model", "models", metavar="NAMES", help="Only these models. Default: all.")
 @click.option(
     "--metric",
-    type=click.Choice(METRICS),
+    type=click.Choice(list(METRICS)),
     default="val_accuracy",
     show_default=True,
     help="What orders the runs, best first.",
@@ -58,17 +49,18 @@ def compare(
     """Show training runs as a table, best first."""
     if group and latest_per_model:
         raise click.UsageError("--group and --latest-per-model exclude each other.")
-    from fashion import compare, runs, tracking
+    from fashion.analysis import comparison
+    from fashion.tracking import query, records, store
 
-    runs.connect()
-    query = compare.Query(experiments, filter_string, models, metric, top, latest_per_model)
-    table = compare.groups(query) if group else compare.runs(query)
+    store.connect()
+    asked = query.Query(experiments, filter_string, models, metric, top, latest_per_model)
+    table = query.groups(asked) if group else query.runs(asked)
     if output:
-        compare.write(table, output_format, Path(output), metric)
+        comparison.write(table, output_format, Path(output), metric)
     else:
-        click.echo(compare.render(table, output_format, metric), nl=False)
+        click.echo(comparison.render(table, output_format, metric), nl=False)
     if log:
-        click.echo(f"Logged to run {tracking.log_comparison(table)}", err=True)
+        click.echo(f"Logged to run {records.log_comparison(table)}", err=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from entrypoints.options import Command, ModelName, data_dir_option
     type=ModelName(),
     default="cnn",
     show_default=True,
-    help="A model of fashion/models.py, untrained: baseline, nonlinear, nonlinear-fixed, cnn,"
+    help="A model of fashion/models, untrained: baseline, nonlinear, nonlinear-fixed, cnn,"
     " compact, resnet.",
 )
 @click.option(
@@ -60,25 +60,30 @@ def explore(
     """Show a model's layers, its filters, and what it makes of one test image."""
     from pathlib import Path
 
-    from fashion import data, explore, models, registry, runs, tracking
+    from fashion.analysis import layers
+    from fashion.data.dataset import load_dataset, to_float
+    from fashion.models import catalogue
+    from fashion.settings.experiment import Architecture
+    from fashion.settings.task import CLASSES
+    from fashion.tracking import models, records, store
 
-    test = data.load(data_dir).test
-    runs.connect()
+    test = load_dataset(data_dir).test
+    store.connect()
     if model_uri:
-        name, network = model_uri, registry.rebuild(model_uri)
+        name, network = model_uri, models.rebuild(model_uri)
     else:
         name = f"{model}, untrained, {hidden_units} hidden units, seed {seed}"
-        network = models.build(model, seed, models.Architecture(hidden_units))
-    exploration = explore.explore(
+        network = catalogue.build(model, seed, Architecture(hidden_units))
+    exploration = layers.explore(
         network.eval(),
-        data.to_float(test.images[index]),
+        to_float(test.images[index]),
         name=name,
-        caption=f"test image {index}: {data.CLASSES[test.labels[index]]}",
+        caption=f"test image {index}: {CLASSES[test.labels[index]]}",
     )
     click.echo(exploration.table, nl=False)
     if output_dir:
-        explore.write(exploration, Path(output_dir))
-    run_id = tracking.log_exploration(exploration.table, exploration.figures)
+        layers.write(exploration, Path(output_dir))
+    run_id = records.log_exploration(exploration.table, exploration.figures)
     click.echo(f"Logged to run {run_id}", err=True)
 
 

@@ -54,14 +54,16 @@ class FileStem(click.ParamType):
 @data_dir_option
 def export(model_uri: str, output_format: str, name: str, output_dir: str, data_dir: str) -> None:
     """Write a model as FILE.pth or FILE.onnx and check what was written."""
-    from fashion import data, export, registry, runs
+    from fashion.data.dataset import load_dataset
+    from fashion.inference import export
+    from fashion.tracking import models, store
 
     path = Path(output_dir, f"{name}.{output_format}")
-    runs.connect()
-    model = registry.load(model_uri)
+    store.connect()
+    model = models.load(model_uri)
     if output_format == "onnx":
         export.require_onnx()
-        images = data.load(data_dir).test.images[:300]
+        images = load_dataset(data_dir).test.images[:300]
         checked = export.to_onnx(model, path, images)
     else:
         checked = export.to_pth(model, path)

@@ -17,29 +17,31 @@ def main(
     **settings: Any,
 ) -> None:
     """Train the lab's three models as child runs of one, compare them, register the best CNN."""
-    from fashion import compare, data, registry, runs, tracking
-    from fashion.models import Architecture
+    from fashion.analysis import comparison
+    from fashion.data.dataset import load_dataset
+    from fashion.settings.experiment import Architecture, Experiment
+    from fashion.tracking import query, records, registry, runs, store, training
 
     architecture, recipe = configuration(["cnn"], val_size, settings)
     # The linear models have a hidden layer and nothing else to choose.
     linear = Architecture(architecture.hidden_units)
-    dataset = data.load(data_dir)
-    runs.connect()
+    dataset = load_dataset(data_dir)
+    store.connect()
     with runs.group("lab", system_metrics) as parent:
         for model in ("baseline", "nonlinear", "cnn"):
             click.echo(f"Training {model}")
             network = architecture if model == "cnn" else linear
-            experiment = tracking.Experiment(model, network, val_size, device, recipe)
-            tracking.train(experiment, dataset, nested=True)
-        children = compare.Query(
+            experiment = Experiment(model, network, val_size, device, recipe)
+            training.train(experiment, dataset, nested=True)
+        children = query.Query(
             filter_string=f"tags.mlflow.parentRunId = '{parent}'",
             metric="val_accuracy" if val_size else "test_accuracy",
         )
-        table = compare.runs(children)
-        tracking.log_comparison(table)
-        click.echo(f"\n{compare.render(table, 'table')}")
+        table = query.runs(children)
+        records.log_comparison(table)
+        click.echo(f"\n{comparison.render(table, 'table')}")
         if val_size:
-            cnns = compare.Query(models=["cnn"])
+            cnns = query.Query(models=["cnn"])
             click.echo(registry.register(registry.MODEL_NAME, cnns, dataset))
         else:
             click.echo("Nothing registered: val_size 0 leaves no validation data to select on.")

@@ -20,8 +20,7 @@ import click
 from fashion.errors import FashionError
 
 if TYPE_CHECKING:
-    from fashion.models import Architecture
-    from fashion.recipe import Recipe
+    from fashion.settings.experiment import Architecture, Recipe
 
 
 CAN_WAIT = hasattr(signal, "setitimer")
@@ -131,7 +130,7 @@ class ModelName(click.ParamType):
     name = "model"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        from fashion.models import MODELS, TORCHVISION, constructor
+        from fashion.models.catalogue import MODELS, TORCHVISION, constructor
 
         try:
             constructor(value)
@@ -160,7 +159,7 @@ class ValSize(click.ParamType):
     name = "integer"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        from fashion.data import check_val_size
+        from fashion.settings.task import check_val_size
 
         size = click.INT.convert(value, param, ctx)
         try:
@@ -177,8 +176,8 @@ class Device(click.Choice):
         super().__init__(["auto", "cpu", "cuda", "mps"])
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        from fashion.engine import resolve_device
         from fashion.errors import DeviceError
+        from fashion.training.build import resolve_device
 
         device = super().convert(value, param, ctx)
         try:
@@ -195,13 +194,13 @@ class Kernels(click.Choice):
         super().__init__(["auto", "native", "torch"])
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        from fashion import native
+        from fashion.training.kernels.compile import KernelError, library
 
         kernels = super().convert(value, param, ctx)
         if kernels == "native":
             try:
-                native.library()
-            except native.KernelError as error:
+                library()
+            except KernelError as error:
                 self.fail(f"{error}.", param, ctx)
         return kernels
 
@@ -212,7 +211,7 @@ class RunToResume(click.ParamType):
     name = "run"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        from fashion.checkpoint import RUN_ID
+        from fashion.tracking.checkpoint import RUN_ID
 
         if value not in ("", "latest") and not RUN_ID.fullmatch(value):
             self.fail(f"{value!r} is neither the id of a run nor latest.", param, ctx)
@@ -243,7 +242,7 @@ class Augmentations(click.ParamType):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, ...]:
-        from fashion.augment import AUGMENTATIONS
+        from fashion.training.augmentation import AUGMENTATIONS
 
         chosen = tuple(split_names(value))
         for name in chosen:
@@ -305,8 +304,8 @@ def configuration(
     Raises:
         click.UsageError: two of them contradict each other, or a model lacks an option.
     """
-    from fashion.models import Architecture, options_of
-    from fashion.recipe import Recipe
+    from fashion.models.catalogue import options_of
+    from fashion.settings.experiment import Architecture, Recipe
 
     def only(kind: type) -> dict[str, Any]:
         return {f.name: settings[f.name] for f in fields(kind) if f.name in settings}

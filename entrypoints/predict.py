@@ -17,7 +17,7 @@ class Indices(click.ParamType):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> list[int]:
-        from fashion.data import TEST_SIZE
+        from fashion.settings.task import TEST_SIZE
 
         indices: list[int] = []
         for part in filter(None, (part.strip() for part in value.split(","))):
@@ -118,21 +118,23 @@ def predict(
     """
     if not any(paths) and not indices:
         raise click.UsageError("Give --images, --indices, or both.")
-    from fashion import data, images, predict, registry, runs
+    from fashion.data.dataset import load_dataset
+    from fashion.inference import photographs, predict
+    from fashion.tracking import models, store
 
     samples, skipped = [], 0
-    for file in (file for path in paths if path for file in images.find(Path(path))):
+    for file in (file for path in paths if path for file in photographs.find(Path(path))):
         try:
             samples.append(predict.from_file(file, invert))
-        except images.ImageError as error:
+        except photographs.ImageError as error:
             click.echo(error, err=True)
             skipped += 1
     if indices:
-        test = data.load(data_dir).test
+        test = load_dataset(data_dir).test
         samples += [predict.from_subset(test, index) for index in indices]
     if samples:
-        runs.connect()
-        answers = predict.classify(registry.load(model_uri), samples, top)
+        store.connect()
+        answers = predict.classify(models.load(model_uri), samples, top)
         click.echo(predict.render(answers), nl=False)
         if output:
             predict.write(answers, output)

@@ -3,6 +3,7 @@
 import click
 
 from entrypoints.options import Command, ModelName, data_dir_option, experiment_option, switch
+from fashion.settings.metrics import SELECTING_METRICS
 
 
 @click.command(cls=Command)
@@ -22,7 +23,7 @@ from entrypoints.options import Command, ModelName, data_dir_option, experiment_
 )
 @click.option(
     "--metric",
-    type=click.Choice(["val_accuracy", "val_loss", "test_accuracy", "test_loss"]),
+    type=click.Choice(SELECTING_METRICS),
     default="val_accuracy",
     show_default=True,
     help="What the best run and the champion are chosen by.",
@@ -50,11 +51,12 @@ def register(
         )
     if rollback and dry_run:
         raise click.UsageError("--rollback and --dry-run exclude each other.")
-    from fashion import data, registry, runs
-    from fashion.compare import Query
+    from fashion.data.dataset import load_dataset
+    from fashion.tracking import registry, store
+    from fashion.tracking.query import Query
 
-    dataset = None if rollback else data.load(data_dir)
-    runs.connect()
+    dataset = None if rollback else load_dataset(data_dir)
+    store.connect()
     if dataset is None:
         outcome = registry.rollback(name)
     else:

@@ -9,11 +9,12 @@ from entrypoints.options import Command, data_dir_option
 @data_dir_option
 def replay(data_dir: str) -> None:
     """Log the runs that this machine trained while the tracking store was away."""
-    from fashion import data, runs, tracking
+    from fashion.data.dataset import load_dataset
+    from fashion.tracking import store, training
 
-    dataset = data.load(data_dir)
-    runs.connect()
-    for run_id, outcome in tracking.replay(dataset):
+    dataset = load_dataset(data_dir)
+    store.connect()
+    for run_id, outcome in training.replay(dataset):
         click.echo(f"{run_id}: {outcome}")
 
 

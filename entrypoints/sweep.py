@@ -11,10 +11,10 @@ import click
 
 from entrypoints.options import Command, RunToResume, data_dir_option
 from entrypoints.train import experiment
-from fashion.space import Range, Space, parse, read
+from fashion.sweeps.plan import METRIC, Plan, Range, Space, parse, read
 
 if TYPE_CHECKING:
-    from fashion.experiment import Experiment
+    from fashion.settings.experiment import Experiment
 
 # Options of `train` that are none of a trial: of the command, or of what comes after training. A
 # trial that is stopped has no best epoch to go back to, so there is no early stopping but ASHA's.
@@ -113,26 +113,28 @@ def sweep(context: click.Context, resume: str, data_dir: str, **options: Any) ->
 
     # Under `uv run` Ray would start workers by uv, which need not be on PATH; read on import.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    from fashion import data, runs, sweep, sweep_report, tuner
+    from fashion.data.dataset import load_dataset
+    from fashion.sweeps import report, sweep
+    from fashion.tracking import store
 
-    runs.connect()
+    store.connect()
     if resume:
         resume = sweep.unfinished(resume)
         options = sweep.kept(resume)
     space, shared = _check(options)
-    plan = tuner.Plan(
+    plan = Plan(
         epochs=shared.recipe.epochs,
         cpus=options["cpus_per_trial"],
         gpus=options["gpus_per_trial"],
         **{name: options[name] for name in ("search", "trials", "seed", "grace_epochs", "retries")},
     )
-    dataset = data.load(data_dir)
+    dataset = load_dataset(data_dir)
     run_id, best = sweep.run(
         resume, options, space, plan, experiment, dataset, shared.val_size, options["storage"]
     )
-    click.echo(f"\nBest: {best.metrics[tuner.METRIC]:.2%} of the validation images, trial run")
+    click.echo(f"\nBest: {best.metrics[METRIC]:.2%} of the validation images, trial run")
     click.echo(f"{best.run_id}; to train it again and test it:\n")
-    click.echo(sweep_report.command(best.config))
+    click.echo(report.command(best.config))
     click.echo(f"\nLogged as run {run_id}")
 
 

@@ -21,12 +21,11 @@ from entrypoints.options import (
     switch,
     training_options,
 )
-from fashion.presets import PRESETS
+from fashion.settings.presets import PRESETS
 
 if TYPE_CHECKING:
-    from fashion.data import FashionMNIST
-    from fashion.experiment import Experiment
-    from fashion.recipe import Recipe
+    from fashion.data.dataset import FashionMNIST
+    from fashion.settings.experiment import Experiment, Recipe
 
 # What MLproject hands on in every run, so that its default may not be what was asked for.
 DECLARED = ("preset", "seed", "val_size", "device", "kernels")
@@ -71,7 +70,7 @@ def given(context: click.Context) -> dict[str, Any]:
     type=ModelName(),
     default="cnn",
     show_default=True,
-    help="A model of fashion/models.py: baseline, nonlinear, nonlinear-fixed, cnn, compact,"
+    help="A model of fashion/models: baseline, nonlinear, nonlinear-fixed, cnn, compact,"
     " resnet; or a classifier of torchvision, such as torchvision:resnet18.",
 )
 @click.option(
@@ -123,26 +122,29 @@ def train(
     **_: Any,
 ) -> None:
     """Train MODEL on Fashion-MNIST and log the run to MLflow."""
-    from fashion import data, distributed, engine, runs, tracking
+    from fashion.data.dataset import load_dataset
+    from fashion.data.download import locate
+    from fashion.tracking import store, training
+    from fashion.training import build, distributed
 
     if resume and seeds > 1:
         raise click.UsageError("resume goes on with one run: leave seeds out.")
     asked = _experiment(context.params)
-    device = engine.resolve_device(asked.device)
+    device = build.resolve_device(asked.device)
     if nproc > 1 and not distributed.is_launched():
         _check_processes(nproc, asked.recipe, device.type)
-        data.locate(data_dir)
-        runs.connect()
+        locate(data_dir)
+        store.connect()
         context.exit(distributed.launch(nproc, "entrypoints.train", sys.argv[1:]))
     with distributed.joined(device):
-        dataset = data.load(data_dir)
+        dataset = load_dataset(data_dir)
         if distributed.rank():
             for _seed in range(seeds):
-                tracking.follow(dataset)
+                training.follow(dataset)
             return
-        runs.connect()
+        store.connect()
         if resume:
-            run_id = tracking.resume(resume, dataset, given(context), system_metrics=system_metrics)
+            run_id = training.resume(resume, dataset, given(context), system_metrics=system_metrics)
             click.echo(f"Logged as run {run_id}")
             return
         run_id = _train_all(asked, seeds, dataset, system_metrics)
@@ -153,17 +155,17 @@ def _train_all(
     asked: "Experiment", seeds: int, dataset: "FashionMNIST", system_metrics: bool
 ) -> str:
     """Train with each seed; return the id of the run, or of the parent of several."""
-    from fashion import runs, tracking
+    from fashion.tracking import records, runs, training
 
     if seeds == 1:
-        return tracking.train(asked, dataset, system_metrics=system_metrics)
+        return training.train(asked, dataset, system_metrics=system_metrics)
     with runs.group(f"{asked.model}, {seeds} seeds", system_metrics) as parent:
         children = []
         for seed in range(asked.recipe.seed, asked.recipe.seed + seeds):
             click.echo(f"Seed {seed}")
             one = replace(asked, recipe=replace(asked.recipe, seed=seed))
-            children.append(tracking.train(one, dataset, nested=True))
-        for metric, (mean, std) in tracking.log_spread(children).items():
+            children.append(training.train(one, dataset, nested=True))
+        for metric, (mean, std) in records.log_spread(children).items():
             if metric.endswith("accuracy"):
                 click.echo(f"{metric}: {mean:.2%} ± {std:.2%} over {seeds} seeds")
     return parent
@@ -194,7 +196,7 @@ def experiment(options: Mapping[str, Any]) -> "Experiment":
 
 
 def _experiment(params: Mapping[str, Any]) -> "Experiment":
-    from fashion.experiment import Experiment
+    from fashion.settings.experiment import Experiment
 
     model, val_size = params["model"], params["val_size"]
     architecture, recipe = configuration([model], val_size, dict(params))

@@ -20,10 +20,9 @@ import pytest
 from click.testing import Result
 
 from deploy import server
-from fashion import data, tracking
-from fashion.data import FashionMNIST, Subset
-from fashion.models import Architecture
-from fashion.recipe import Recipe
+from fashion.data.dataset import FashionMNIST, Subset, load_dataset
+from fashion.settings.experiment import Architecture, Experiment, Recipe
+from fashion.tracking import training
 
 ROOT = Path(__file__).parent.parent
 # The tracking server's, as if a proxy stood in front of it.
@@ -55,7 +54,7 @@ def assert_one_line(result: Result, exit_code: int = 1) -> str:
 @pytest.fixture(scope="session")
 def dataset() -> FashionMNIST:
     """All 70,000 real images."""
-    return data.load()
+    return load_dataset()
 
 
 @pytest.fixture(scope="session")
@@ -106,10 +105,8 @@ def train_small(store: Path, small: FashionMNIST) -> Callable[..., str]:
         settings = {"epochs": 1, "batch_size": 32, "lr": 0.1, "seed": 42, "val_size": 200} | changes
         val_size, tta = settings.pop("val_size"), settings.pop("tta", False)
         architecture = Architecture(**settings.pop("architecture", {}))
-        experiment = tracking.Experiment(
-            model, architecture, val_size, "cpu", Recipe(**settings), tta=tta
-        )
-        return tracking.train(experiment, small)
+        experiment = Experiment(model, architecture, val_size, "cpu", Recipe(**settings), tta=tta)
+        return training.train(experiment, small)
 
     return train
 

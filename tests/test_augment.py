@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from fashion import augment, engine, models
-from fashion.augment import AUGMENTATIONS
-from fashion.data import FashionMNIST, to_float
-from fashion.recipe import Recipe
+from fashion.data.dataset import FashionMNIST, to_float
+from fashion.models import catalogue
+from fashion.settings.experiment import Recipe
+from fashion.training import augmentation, loop
+from fashion.training.augmentation import AUGMENTATIONS
 
 
 @pytest.fixture
@@ -15,7 +16,7 @@ def images(small: FashionMNIST) -> torch.Tensor:
 
 
 def apply(name: str, images: torch.Tensor, seed: int = 1) -> torch.Tensor:
-    return augment.Augmentation([name], seed)(images)
+    return augmentation.Augmentation([name], seed)(images)
 
 
 def test_half_of_the_images_are_mirrored_and_nothing_else(images: torch.Tensor) -> None:
@@ -61,7 +62,7 @@ def test_the_seed_determines_what_is_drawn(images: torch.Tensor, name: str) -> N
     before = images.clone()
     assert torch.equal(apply(name, images), apply(name, images))
     assert not torch.equal(apply(name, images), apply(name, images, seed=2))
-    function = augment.Augmentation([name], 1)
+    function = augmentation.Augmentation([name], 1)
     assert not torch.equal(function(images), function(images))
     assert torch.equal(images, before)
     assert function(images).shape == images.shape
@@ -69,8 +70,8 @@ def test_the_seed_determines_what_is_drawn(images: torch.Tensor, name: str) -> N
 
 def test_training_sees_the_augmented_images(small: FashionMNIST) -> None:
     def final_loss(**settings: object) -> float:
-        model = models.build("baseline", seed=42)
-        return list(engine.train(model, small.train, Recipe(**settings)))[-1].loss
+        model = catalogue.build("baseline", seed=42)
+        return list(loop.train(model, small.train, Recipe(**settings)))[-1].loss
 
     plain, augmented = final_loss(), final_loss(augment=("shift", "erase"))
     assert augmented > plain + 0.05

@@ -25,12 +25,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from entrypoints.predict import predict as predict_command
-from fashion import data, images, models, registry, space, vision
-from fashion.data import FashionMNIST
+from fashion.data import dataset as dataset_module
+from fashion.data.dataset import FashionMNIST, load_dataset
+from fashion.data.download import FILES, _read
 from fashion.errors import DataError, FashionError
-from fashion.images import ImageError
-from fashion.models import Architecture
-from fashion.registry import RegistryError
+from fashion.inference import photographs
+from fashion.inference.photographs import ImageError
+from fashion.models import adapted, catalogue
+from fashion.settings.experiment import Architecture
+from fashion.sweeps import plan
+from fashion.tracking import models
+from fashion.tracking.models import RegistryError
 from tests.conftest import ROOT, assert_one_line
 
 # The same examples on every machine; a fixture serves all of a test's examples.
@@ -47,8 +52,8 @@ LABELS = "train-labels-idx1-ubyte"
 def plain(dataset: FashionMNIST, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The four files, decompressed."""
     directory = tmp_path_factory.mktemp("plain")
-    for name in data.FILES:
-        (directory / name).write_bytes(data._read(dataset.directory, name))
+    for name in FILES:
+        (directory / name).write_bytes(_read(dataset.directory, name))
     return directory
 
 
@@ -59,7 +64,7 @@ def with_labels(plain: Path) -> Iterator[Callable[[bytes, str], Path]]:
 
         def make(content: bytes, suffix: str) -> Path:
             directory = Path(tempfile.mkdtemp(dir=folder))
-            for name in data.FILES.keys() - {LABELS}:
+            for name in FILES.keys() - {LABELS}:
                 (directory / name).symlink_to(plain / name)
             (directory / f"{LABELS}{suffix}").write_bytes(content)
             return directory
@@ -113,7 +118,7 @@ def test_a_damaged_dataset_is_never_read(
     suffix = ".gz" if zipped else ""
     stored = gzip.compress(content, 1, mtime=0) if zipped else content
     directory = with_labels(damaged(stored, damage), suffix)
-    read, refusal = attempt(lambda: data.load(directory))
+    read, refusal = attempt(lambda: load_dataset(directory))
     if refusal:
         assert LABELS in refusal
     else:
@@ -225,7 +230,7 @@ def read_or_refuse(content: bytes, invert: str = "auto") -> bool:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "image.png")
         path.write_bytes(content)
-        image, refusal = attempt(lambda: images.read(path, invert))
+        image, refusal = attempt(lambda: photographs.read(path, invert))
     if refusal:
         assert refusal.isprintable()
         return False
@@ -271,9 +276,9 @@ texts = st.text(
 @example("\u202egnp.exe")
 @given(texts)
 def test_a_name_is_never_more_than_text(name: str) -> None:
-    assert images.printable(Path(name)).isprintable()
+    assert photographs.printable(Path(name)).isprintable()
     with tempfile.TemporaryDirectory() as folder, pytest.raises(ImageError) as caught:
-        images.read(Path(folder, "no", name))
+        photographs.read(Path(folder, "no", name))
     assert str(caught.value).isprintable()
 
 
@@ -305,7 +310,7 @@ def outcome(store: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Resul
     def stop(*_: object) -> None:
         raise DataError("read the dataset")
 
-    monkeypatch.setattr(data, "load", stop)
+    monkeypatch.setattr(dataset_module, "load_dataset", stop)
 
     def run(name: str, *arguments: str) -> Result:
         command = getattr(import_module(f"entrypoints.{name}"), name)
@@ -334,7 +339,7 @@ def test_any_value_of_any_option_is_taken_or_refused(
 @example("a: &a [1]\nb: *a")
 @given(texts)
 def test_any_search_space_is_read_or_refused(text: str) -> None:
-    attempt(lambda: space.parse(text, "here"))
+    attempt(lambda: plan.parse(text, "here"))
 
 
 class Evil:
@@ -363,7 +368,7 @@ def test_a_pickled_model_is_not_loaded(store: Path, tmp_path: Path) -> None:
         ).model_uri
     assert not (tmp_path / "evil").exists()
     with pytest.raises(RegistryError, match="unpickling"):
-        registry.load(uri)
+        models.load(uri)
     for command in ("predict", "explore", "export"):
         arguments = ["--model-uri", uri, *(["--indices", "0"] if command == "predict" else [])]
         entry_point = getattr(import_module(f"entrypoints.{command}"), command)
@@ -373,8 +378,8 @@ def test_a_pickled_model_is_not_loaded(store: Path, tmp_path: Path) -> None:
 
 def test_pickled_weights_are_not_loaded(tmp_path: Path) -> None:
     torch.save({"weight": Evil(tmp_path / "evil")}, tmp_path / "weights.pth")
-    with pytest.raises(vision.ModelError, match=r"weights\.pth"):
-        models.build(
+    with pytest.raises(adapted.ModelError, match=r"weights\.pth"):
+        catalogue.build(
             "torchvision:resnet18", 0, Architecture(pretrained=str(tmp_path / "weights.pth"))
         )
     assert not (tmp_path / "evil").exists()
@@ -383,7 +388,7 @@ def test_pickled_weights_are_not_loaded(tmp_path: Path) -> None:
 def test_an_output_that_is_a_pipe_is_written_to_and_stays(
     store: Path, train_small: Callable[..., str], tmp_path: Path
 ) -> None:
-    uri = registry.model_uri(mlflow.get_run(train_small()))
+    uri = models.model_uri(mlflow.get_run(train_small()))
     pipe = tmp_path / "pipe.csv"
     os.mkfifo(pipe)
     reader = subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE, text=True)

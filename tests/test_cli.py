@@ -14,9 +14,11 @@ from click.testing import CliRunner, Result
 from entrypoints.main import main
 from entrypoints.options import configuration
 from entrypoints.train import train
-from fashion import data, models
-from fashion.data import FashionMNIST
-from fashion.presets import PRESETS
+from fashion.data import dataset as dataset_module
+from fashion.data import download
+from fashion.data.dataset import FashionMNIST
+from fashion.models import catalogue
+from fashion.settings.presets import PRESETS
 from tests.conftest import ROOT
 
 
@@ -25,7 +27,7 @@ def invoke(
     store: Path, small: FashionMNIST, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Result]:
     """Return a function that runs a command in this process, on the small dataset."""
-    monkeypatch.setattr(data, "load", lambda _: small)
+    monkeypatch.setattr(dataset_module, "load_dataset", lambda _: small)
     return CliRunner().invoke
 
 
@@ -113,7 +115,7 @@ def test_a_preset_gives_the_defaults_and_an_option_overrides_it(
 def test_every_preset_can_be_built(preset: str) -> None:
     settings = train.make_context("train", ["--preset", preset]).params
     architecture, recipe = configuration([settings["model"]], settings["val_size"], settings)
-    assert models.build(settings["model"], recipe.seed, architecture)
+    assert catalogue.build(settings["model"], recipe.seed, architecture)
 
 
 def test_test_time_augmentation_is_logged_beside_the_plain_accuracy(invoke) -> None:
@@ -140,7 +142,7 @@ def test_an_unknown_model_is_a_usage_error_that_lists_the_known(invoke) -> None:
 def test_an_unwritable_data_directory_is_one_line(
     store: Path, dataset: FashionMNIST, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "DEBIAN_DIR", dataset.directory)
+    monkeypatch.setattr(download, "DEBIAN_DIR", dataset.directory)
     result = CliRunner().invoke(train, ["--data-dir", "/proc/nowhere"])
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: cannot")

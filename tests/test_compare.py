@@ -16,7 +16,9 @@ from mlflow.entities import Metric, Param
 from rich.cells import cell_len
 
 from entrypoints.compare import compare
-from fashion.compare import COLUMNS, FORMATS, GROUP_KEY, METRICS, lower_is_better
+from fashion.analysis.comparison import FORMATS
+from fashion.settings.metrics import METRICS
+from fashion.tracking.query import COLUMNS, GROUP_KEY
 from tests.conftest import assert_one_line
 
 pytestmark = [pytest.mark.usefixtures("store"), pytest.mark.filterwarnings("error::FutureWarning")]
@@ -88,14 +90,16 @@ def test_the_best_runs_come_first_by_every_metric_also_where_the_rest_is_cut_off
     metric: str,
 ) -> None:
     ids = {value: log_run(metrics={metric: value}) for value in (0.3, 0.1, 0.5, 0.2, 0.4)}
-    best_first = [0.1, 0.2, 0.3, 0.4, 0.5] if lower_is_better(metric) else [0.5, 0.4, 0.3, 0.2, 0.1]
+    best_first = (
+        [0.1, 0.2, 0.3, 0.4, 0.5] if METRICS[metric].lower_is_better else [0.5, 0.4, 0.3, 0.2, 0.1]
+    )
 
     assert run_ids("--metric", metric) == [ids[value] for value in best_first]
     assert run_ids("--metric", metric, "--top", "2") == [ids[value] for value in best_first[:2]]
 
 
 def test_losses_and_seconds_are_better_when_lower_and_only_they() -> None:
-    ascending = [metric for metric in METRICS if lower_is_better(metric)]
+    ascending = [metric for metric in METRICS if METRICS[metric].lower_is_better]
     assert ascending == ["val_loss", "test_loss", "train_seconds"]
 
 
@@ -497,7 +501,7 @@ def test_the_table_of_groups_fits_a_terminal_and_cuts_no_cell(model: str, metric
     for whole in ("50.00±50.00", "1000", "60000", "0.0123", "4096", "5000"):
         assert whole in text
     assert model in "".join(line.split(" ")[0] for line in lines)
-    if lower_is_better(metric):
+    if METRICS[metric].lower_is_better:
         expected = {
             "val_loss": "2.47e5±1.23e5",
             "test_loss": "1.0000±1.0000",

@@ -11,7 +11,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from fashion.data import FashionMNIST
+from fashion.data.dataset import FashionMNIST
 from tests.conftest import ROOT, TrackingServer
 
 TRAININGS, REGISTRATIONS = 8, 4

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fashion import data
-from fashion.data import FILES, FashionMNIST
+from fashion.data import download
+from fashion.data.dataset import FashionMNIST, load_dataset, to_float
+from fashion.data.download import FILES, _path, _read, locate
 from fashion.errors import DataError
 
 
@@ -22,7 +23,7 @@ def files(dataset: FashionMNIST, tmp_path: Path) -> Path:
     directory = tmp_path / "data"
     directory.mkdir()
     for name in FILES:
-        source = data._path(dataset.directory, name)
+        source = _path(dataset.directory, name)
         assert source is not None
         if source.suffix == ".gz":
             (directory / name).write_bytes(gzip.decompress(source.read_bytes()))
@@ -41,7 +42,7 @@ def test_shapes_types_and_class_balance(dataset: FashionMNIST) -> None:
 
 
 def test_pixels_are_those_of_the_published_dataset(dataset: FashionMNIST) -> None:
-    pixels = data.to_float(dataset.train.images).double()
+    pixels = to_float(dataset.train.images).double()
     assert pixels.mean().item() == pytest.approx(0.2860, abs=5e-5)
     assert pixels.std().item() == pytest.approx(0.3530, abs=5e-5)
 
@@ -51,7 +52,7 @@ def test_scaling_is_that_of_to_tensor(dataset: FashionMNIST) -> None:
 
     images = dataset.test.images[:50]
     expected = torch.stack([ToTensor()(image[0].numpy()) for image in images])
-    assert torch.equal(data.to_float(images), expected)
+    assert torch.equal(to_float(images), expected)
 
 
 def test_gzipped_files_are_read_too(files: Path, dataset: FashionMNIST) -> None:
@@ -59,7 +60,7 @@ def test_gzipped_files_are_read_too(files: Path, dataset: FashionMNIST) -> None:
         path = files / name
         Path(f"{path}.gz").write_bytes(gzip.compress(path.read_bytes(), compresslevel=1))
         path.unlink()
-    assert torch.equal(data.load(files).test.images, dataset.test.images)
+    assert torch.equal(load_dataset(files).test.images, dataset.test.images)
 
 
 def _truncate(path: Path) -> None:
@@ -85,7 +86,7 @@ def _empty(path: Path) -> None:
 def test_a_damaged_file_is_named_and_refused(files: Path, damage, name: str) -> None:
     damage(files / name)
     with pytest.raises(DataError, match=name) as caught:
-        data.load(files)
+        load_dataset(files)
     assert "\n" not in str(caught.value)
 
 
@@ -93,7 +94,7 @@ def test_files_mixed_up_are_refused(files: Path) -> None:
     train, test = files / "train-labels-idx1-ubyte", files / "t10k-labels-idx1-ubyte"
     shutil.copy(test, train)
     with pytest.raises(DataError, match="train-labels"):
-        data.load(files)
+        load_dataset(files)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,7 @@ def test_a_damaged_gzip_file_is_named_and_refused(files: Path, content: bytes) -
     (files / name).unlink()
     (files / f"{name}.gz").write_bytes(content)
     with pytest.raises(DataError, match=f"{name}.gz"):
-        data.load(files)
+        load_dataset(files)
 
 
 def test_a_gzip_bomb_is_refused_without_being_unpacked(files: Path) -> None:
@@ -117,7 +118,7 @@ def test_a_gzip_bomb_is_refused_without_being_unpacked(files: Path) -> None:
             bomb.write(b"\0" * 2**20)
     tracemalloc.start()
     with pytest.raises(DataError, match=name):
-        data._read(files, name)
+        _read(files, name)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 20 * 2**20
@@ -126,9 +127,9 @@ def test_a_gzip_bomb_is_refused_without_being_unpacked(files: Path) -> None:
 def test_missing_files_are_put_into_the_chosen_directory(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "DEBIAN_DIR", files)
+    monkeypatch.setattr(download, "DEBIAN_DIR", files)
     target = tmp_path / "deep" / "cache"
-    data.load(target)
+    load_dataset(target)
     assert sorted(path.name for path in target.iterdir()) == sorted(FILES)
 
 
@@ -137,15 +138,15 @@ def test_sources_are_tried_in_order(
 ) -> None:
     cache = tmp_path / "xdg" / "fashion-mnist"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    monkeypatch.setattr(data, "DEBIAN_DIR", files)
+    monkeypatch.setattr(download, "DEBIAN_DIR", files)
     monkeypatch.delenv("FASHION_DATA_DIR", raising=False)
-    assert data.locate() == files
+    assert locate() == files
     shutil.copytree(files, cache)
-    assert data.locate() == cache
+    assert locate() == cache
     monkeypatch.setenv("FASHION_DATA_DIR", str(tmp_path / "env"))
     shutil.copytree(files, tmp_path / "env")
-    assert data.locate() == tmp_path / "env"
-    assert data.locate(files) == files
+    assert locate() == tmp_path / "env"
+    assert locate(files) == files
 
 
 def test_torchvisions_download_fills_the_directory_and_shows_progress(
@@ -166,7 +167,7 @@ def test_torchvisions_download_fills_the_directory_and_shows_progress(
     )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        monkeypatch.setattr(data, "DEBIAN_DIR", tmp_path / "nowhere")
+        monkeypatch.setattr(download, "DEBIAN_DIR", tmp_path / "nowhere")
         monkeypatch.setattr(
             TorchvisionFashionMNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"]
         )
@@ -174,7 +175,7 @@ def test_torchvisions_download_fills_the_directory_and_shows_progress(
         monkeypatch.setattr(
             TorchvisionFashionMNIST, "resources", [(f"{name}.gz", None) for name in FILES]
         )
-        loaded = data.load(tmp_path / "target")
+        loaded = load_dataset(tmp_path / "target")
     finally:
         server.shutdown()
         server.server_close()
@@ -188,11 +189,11 @@ def test_without_any_source_the_error_names_them_all(
 ) -> None:
     from torchvision.datasets import FashionMNIST as TorchvisionFashionMNIST
 
-    monkeypatch.setattr(data, "DEBIAN_DIR", tmp_path / "nowhere")
+    monkeypatch.setattr(download, "DEBIAN_DIR", tmp_path / "nowhere")
     monkeypatch.setattr(TorchvisionFashionMNIST, "mirrors", ["http://127.0.0.1:9/"])
     monkeypatch.setenv("PATH", "")
     with pytest.raises(DataError, match=r"apt-get.*--data-dir") as caught:
-        data.load(tmp_path / "target")
+        load_dataset(tmp_path / "target")
     assert "\n" not in str(caught.value)
     assert list((tmp_path / "target").iterdir()) == []
 
@@ -200,16 +201,16 @@ def test_without_any_source_the_error_names_them_all(
 def test_a_directory_that_cannot_be_made_is_named(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "DEBIAN_DIR", files)
+    monkeypatch.setattr(download, "DEBIAN_DIR", files)
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match=str(tmp_path / "file")):
-        data.load(tmp_path / "file" / "data")
+        load_dataset(tmp_path / "file" / "data")
 
 
 def _fill_and_count(debian_dir: Path, target: Path, barrier) -> None:
-    data.DEBIAN_DIR = debian_dir
+    download.DEBIAN_DIR = debian_dir
     barrier.wait()
-    assert len(data.load(target).train) == 60_000
+    assert len(load_dataset(target).train) == 60_000
 
 
 def test_two_processes_filling_one_cache_both_succeed(files: Path, tmp_path: Path) -> None:

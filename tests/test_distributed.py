@@ -17,9 +17,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from entrypoints.train import train as command_of_train
-from fashion import checkpoint, models
-from fashion.data import FashionMNIST
-from fashion.models import Architecture
+from fashion.data.dataset import FashionMNIST
+from fashion.models import catalogue
+from fashion.settings.experiment import Architecture
+from fashion.tracking import checkpoint
 from tests.conftest import ROOT
 
 # What both ways of training run: 340 images in batches of 33, which two processes cannot halve,
@@ -86,7 +87,7 @@ def test_two_processes_give_what_one_gives(
     # Adaptive optimisers step as far where a gradient is next to nothing, and so mostly rounding.
     name, architecture, settings = CASES[number]
     tolerance = 1e-2 if "optimizer" in settings else 1e-4
-    untrained = models.build(name, 7, Architecture(**architecture)).state_dict()
+    untrained = catalogue.build(name, 7, Architecture(**architecture)).state_dict()
     for key, tensor in weights.items():
         learnt = (tensor - untrained[key]).norm()
         assert (their_weights[key] - tensor).norm() < tolerance * learnt, key

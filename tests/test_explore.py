@@ -15,12 +15,14 @@ from mlflow import MlflowClient
 from torch import nn
 
 from entrypoints.explore import explore as command
-from fashion import data, explore, models, registry, tracking
-from fashion.data import FashionMNIST, Subset
-from fashion.explore import ExploreError
-from fashion.models import Architecture
-from fashion.recipe import Recipe
-from fashion.registry import RegistryError, rebuild
+from fashion.analysis import layers
+from fashion.analysis.layers import ExploreError
+from fashion.data.dataset import FashionMNIST, Subset, to_float
+from fashion.models import catalogue, lab
+from fashion.settings.experiment import Architecture, Experiment, Recipe
+from fashion.settings.task import CLASSES
+from fashion.tracking import models, training
+from fashion.tracking.models import RegistryError, rebuild
 
 FILES = ["feature_maps.png", "filters.png", "layers.txt"]
 TINY_VGG = [
@@ -46,18 +48,18 @@ BASELINE = [
 
 @pytest.fixture
 def image(dataset: FashionMNIST) -> torch.Tensor:
-    return data.to_float(dataset.test.images[0])
+    return to_float(dataset.test.images[0])
 
 
 def build(name: str, hidden_units: int = 10) -> nn.Module:
-    return models.build(name, seed=42, architecture=Architecture(hidden_units)).eval()
+    return catalogue.build(name, seed=42, architecture=Architecture(hidden_units)).eval()
 
 
 @pytest.mark.parametrize(("name", "expected"), [("cnn", TINY_VGG), ("baseline", BASELINE)])
 def test_layers_have_the_labs_shapes_parameters_and_receptive_fields(
     name: str, expected: list[tuple]
 ) -> None:
-    assert explore.layers(build(name)) == [explore.Layer(*row) for row in expected]
+    assert layers.layers(build(name)) == [layers.Layer(*row) for row in expected]
 
 
 # Strides, dilations and kernels that differ by direction, and a second pooling layer.
@@ -67,7 +69,7 @@ ODD = nn.Sequential(
     nn.AvgPool2d(3, stride=2),
     nn.Conv2d(2, 2, 3, dilation=(2, 1)),
 )
-VGG = models.build("cnn", 0, Architecture(3))
+VGG = catalogue.build("cnn", 0, Architecture(3))
 
 
 @pytest.mark.parametrize("chain", [ODD, nn.Sequential(*VGG.block_1, *VGG.block_2)])
@@ -86,20 +88,20 @@ def test_receptive_fields_are_where_the_gradient_is_not_zero(chain: nn.Sequentia
         touched = gradient.ne(0).any(dim=0)[0]
         rows, columns = touched.any(dim=1).nonzero(), touched.any(dim=0).nonzero()
         seen.append((int(rows.max() - rows.min()) + 1, int(columns.max() - columns.min()) + 1))
-    assert explore.receptive_fields(chain) == seen
+    assert layers.receptive_fields(chain) == seen
 
 
 def test_a_receptive_field_is_no_larger_than_the_image() -> None:
     wide = nn.Conv2d(1, 1, (41, 3), padding=(20, 1))
-    assert explore.receptive_fields([wide, nn.Conv2d(1, 1, 3)]) == [(28, 3), (28, 5)]
+    assert layers.receptive_fields([wide, nn.Conv2d(1, 1, 3)]) == [(28, 3), (28, 5)]
 
 
 def test_the_table_fits_80_columns() -> None:
-    widest = explore.Layer(
+    widest = layers.Layer(
         "block_1.0", "MaxPool2d", (4096, 28, 28), (4096, 28, 28), 150_998_944, (28, 28)
     )
     title = f"models:/{'name' * 30}@champion"
-    lines = explore.render([widest], title).splitlines()
+    lines = layers.render([widest], title).splitlines()
     assert max(map(len, lines)) <= 80
     # In one line, nothing cut off.
     (row,) = [line for line in lines if line.startswith("block_1.0")]
@@ -109,7 +111,7 @@ def test_the_table_fits_80_columns() -> None:
 
 def test_feature_maps_are_the_outputs_of_the_layers(image: torch.Tensor) -> None:
     model = build("cnn")
-    maps = explore.feature_maps(model, image)
+    maps = layers.feature_maps(model, image)
     with torch.inference_mode():
         first = model.block_1[0](image[None])
         pooled = model.block_1(image[None])
@@ -122,14 +124,14 @@ def test_feature_maps_are_the_outputs_of_the_layers(image: torch.Tensor) -> None
 
 def test_a_relu_in_place_leaves_the_feature_maps_alone(image: torch.Tensor) -> None:
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(inplace=True))
-    maps = explore.feature_maps(model, image)
+    maps = layers.feature_maps(model, image)
     assert torch.equal(maps["0"], model[0](image))
     assert maps["0"].min() < 0
 
 
 def test_feature_maps_leave_no_hook_behind(image: torch.Tensor) -> None:
     model = build("cnn")
-    maps = explore.feature_maps(model, image)
+    maps = layers.feature_maps(model, image)
     kept = {name: channels.clone() for name, channels in maps.items()}
     model(torch.rand(1, 1, 28, 28))
     assert all(torch.equal(maps[name], kept[name]) for name in kept)
@@ -137,32 +139,32 @@ def test_feature_maps_leave_no_hook_behind(image: torch.Tensor) -> None:
 
 def test_the_first_linear_layer_is_a_filter_as_large_as_the_image() -> None:
     model = build("nonlinear", hidden_units=7)
-    (name, weights), *more = explore.filters(model).items()
+    (name, weights), *more = layers.filters(model).items()
     assert (name, weights.shape, more) == ("1", (7, 1, 28, 28), [])
     assert torch.equal(weights.flatten(1), model[1].weight)
 
 
 def test_convolutions_are_preferred_to_a_linear_layer_of_as_many_inputs_as_pixels() -> None:
     # 16 channels of 7x7 are 784 values too.
-    shapes = [weights.shape for weights in explore.filters(build("cnn", hidden_units=16)).values()]
+    shapes = [weights.shape for weights in layers.filters(build("cnn", hidden_units=16)).values()]
     assert shapes == [(16, 1, 3, 3), (16, 16, 3, 3), (16, 16, 3, 3), (16, 16, 3, 3)]
 
 
 def test_a_model_without_filters_is_refused(image: torch.Tensor) -> None:
     model = nn.Sequential(nn.MaxPool2d(4), nn.Flatten(), nn.Linear(49, 10))
     with pytest.raises(ExploreError):
-        explore.explore(model, image, "pooled", "image")
+        layers.explore(model, image, "pooled", "image")
 
 
 def test_the_figure_shows_the_image_the_logits_and_every_channel(image: torch.Tensor) -> None:
     model = build("cnn")
-    original, logits, *strips = explore.draw_feature_maps(model, image, "cnn", "a boot").axes
+    original, logits, *strips = layers.draw_feature_maps(model, image, "cnn", "a boot").axes
     np.testing.assert_array_equal(original.images[0].get_array(), image[0])
     assert "a boot" in original.get_title()
     with torch.inference_mode():
         expected = model(image[None])[0]
     assert [bar.get_width() for bar in logits.patches] == pytest.approx(expected.tolist())
-    assert data.CLASSES[expected.argmax()] in logits.get_title()
+    assert CLASSES[expected.argmax()] in logits.get_title()
     assert [axes.get_title(loc="left") for axes in strips] == [
         "layer block_1.0, Conv2d: 10×28×28, one value sees 3×3 pixels",  # noqa: RUF001
         "layer block_1.2, Conv2d: 10×28×28, one value sees 5×5 pixels",  # noqa: RUF001
@@ -171,18 +173,18 @@ def test_the_figure_shows_the_image_the_logits_and_every_channel(image: torch.Te
         "layer block_2.2, Conv2d: 10×14×14, one value sees 14×14 pixels",  # noqa: RUF001
         "layer block_2.4, MaxPool2d: 10×7×7, one value sees 16×16 pixels",  # noqa: RUF001
     ]
-    for axes, channels in zip(strips, explore.feature_maps(model, image).values(), strict=True):
+    for axes, channels in zip(strips, layers.feature_maps(model, image).values(), strict=True):
         drawn = axes.images[0]
         assert set(channels.unique().tolist()) == set(np.unique(drawn.get_array().compressed()))
         assert drawn.norm.vmax == -drawn.norm.vmin == pytest.approx(channels.abs().max().item())
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", catalogue.MODELS)
 def test_filters_are_drawn_on_a_scale_centred_on_zero(name: str) -> None:
     model = build(name)
-    shown = explore.draw_filters(model, name).axes
-    for axes, all_weights in zip(shown, explore.filters(model).values(), strict=True):
-        weights = all_weights[: explore.MOST_FILTERS, : explore.MOST_FILTERS]
+    shown = layers.draw_filters(model, name).axes
+    for axes, all_weights in zip(shown, layers.filters(model).values(), strict=True):
+        weights = all_weights[: layers.MOST_FILTERS, : layers.MOST_FILTERS]
         drawn = axes.images[0]
         assert set(weights.unique().tolist()) == set(np.unique(drawn.get_array().compressed()))
         assert drawn.norm.vmax == -drawn.norm.vmin == pytest.approx(weights.abs().max().item())
@@ -192,7 +194,7 @@ def test_filters_are_drawn_on_a_scale_centred_on_zero(name: str) -> None:
 def test_a_layer_of_zeros_is_drawn_as_zero(image: torch.Tensor) -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.Flatten(), nn.Linear(1352, 10))
     nn.init.zeros_(model[0].weight)
-    (axes,) = explore.draw_filters(model, "dead").axes
+    (axes,) = layers.draw_filters(model, "dead").axes
     assert axes.images[0].norm(0.0) == 0.5
 
 
@@ -203,7 +205,7 @@ def test_a_dead_and_a_diverged_model_can_be_drawn(
     model = build("cnn", hidden_units=2)
     for parameter in model.parameters():
         nn.init.constant_(parameter, value)
-    explore.write(explore.explore(model, image, "dead", "image"), tmp_path)
+    layers.write(layers.explore(model, image, "dead", "image"), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == FILES
 
 
@@ -250,11 +252,11 @@ def train(store: Path, small: FashionMNIST) -> Callable[[str, int], str]:
 
     def run(name: str, hidden_units: int) -> str:
         few = Subset("few", small.train.images[:100], small.train.labels[:100], "few")
-        run_id = tracking.train(
-            tracking.Experiment(name, Architecture(hidden_units), 0, "cpu", Recipe(epochs=1)),
+        run_id = training.train(
+            Experiment(name, Architecture(hidden_units), 0, "cpu", Recipe(epochs=1)),
             FashionMNIST(few, small.test, small.directory),
         )
-        return registry.model_uri(MlflowClient().get_run(run_id))
+        return models.model_uri(MlflowClient().get_run(run_id))
 
     return run
 
@@ -274,10 +276,12 @@ def test_a_registered_model_is_explored(train: Callable[[str, int], str]) -> Non
     assert FILES in artifacts().values()
 
     images = torch.rand(5, 1, 28, 28)
-    expected = registry.load(uri)(images)
+    expected = models.load(uri)(images)
     for name in (uri, "models:/mine@champion"):
         torch.testing.assert_close(rebuild(name)(images), expected)
-    assert not torch.allclose(models.build("cnn", 42, Architecture(3))(images), expected, atol=1e-3)
+    assert not torch.allclose(
+        catalogue.build("cnn", 42, Architecture(3))(images), expected, atol=1e-3
+    )
 
 
 def test_a_model_whose_code_has_changed_is_refused(
@@ -286,16 +290,16 @@ def test_a_model_whose_code_has_changed_is_refused(
     uri = train("baseline", 10)
     # The same weights by name and shape, but another function.
     monkeypatch.setitem(
-        models.MODELS,
+        catalogue.MODELS,
         "baseline",
-        lambda hidden_units: nn.Sequential(*models.baseline(hidden_units), nn.ReLU()),
+        lambda hidden_units: nn.Sequential(*lab.baseline(hidden_units), nn.ReLU()),
     )
     with pytest.raises(RegistryError, match="other logits"):
         rebuild(uri)
-    monkeypatch.setitem(models.MODELS, "baseline", models.TinyVGG)
+    monkeypatch.setitem(catalogue.MODELS, "baseline", lab.TinyVGG)
     with pytest.raises(RegistryError, match="do not fit"):
         rebuild(uri)
-    monkeypatch.delitem(models.MODELS, "baseline")
+    monkeypatch.delitem(catalogue.MODELS, "baseline")
     with pytest.raises(RegistryError, match="no training run"):
         rebuild(uri)
 

@@ -12,9 +12,12 @@ from click.testing import CliRunner
 from torch import nn
 
 from entrypoints.export import export as command
-from fashion import engine, export, models, registry, runs, tracking
-from fashion.data import FashionMNIST, to_float
+from fashion.data.dataset import FashionMNIST, to_float
 from fashion.files import FileError
+from fashion.inference import export
+from fashion.models import catalogue
+from fashion.tracking import models, store, training
+from fashion.training import evaluation
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,18 +26,18 @@ ROOT = Path(__file__).parent.parent
 def test_a_logged_model_comes_back_as_the_lab_saves_it(
     train_small: Callable[..., str], dataset: FashionMNIST, store: Path, name: str
 ) -> None:
-    uri = registry.model_uri(tracking.mlflow.get_run(train_small(name)))
+    uri = models.model_uri(training.mlflow.get_run(train_small(name)))
     result = CliRunner().invoke(command, ["--model-uri", uri, "--name", name])
     assert result.exit_code == 0, result.output
     path = Path("models", f"{name}.pth")
     assert result.stdout.startswith(f"{path}: {path.stat().st_size:,} bytes\n")
     assert "weights_only=True" in result.stdout
 
-    rebuilt = models.build(name, seed=7)
+    rebuilt = catalogue.build(name, seed=7)
     rebuilt.load_state_dict(torch.load(path, weights_only=True))
     images = dataset.test.images[:200]
-    expected = engine.predict(registry.load(uri), images)
-    assert torch.allclose(engine.predict(rebuilt.eval(), images), expected, rtol=0, atol=1e-5)
+    expected = evaluation.predict(models.load(uri), images)
+    assert torch.allclose(evaluation.predict(rebuilt.eval(), images), expected, rtol=0, atol=1e-5)
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -42,7 +45,7 @@ def test_a_logged_model_runs_in_onnxruntime_on_any_batch(
     train_small: Callable[..., str], dataset: FashionMNIST, store: Path
 ) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    uri = registry.model_uri(tracking.mlflow.get_run(train_small("cnn")))
+    uri = models.model_uri(training.mlflow.get_run(train_small("cnn")))
     result = CliRunner().invoke(
         command, ["--model-uri", uri, "--format", "onnx", "--output-dir", "deep/down"]
     )
@@ -53,7 +56,7 @@ def test_a_logged_model_runs_in_onnxruntime_on_any_batch(
 
     session = onnxruntime.InferenceSession(path)
     images = dataset.test.images[:64]
-    expected = engine.predict(registry.load(uri), images)
+    expected = evaluation.predict(models.load(uri), images)
     for size in (1, 5, 64):
         (logits,) = session.run(["logits"], {"images": to_float(images[:size]).numpy()})
         torch.testing.assert_close(torch.from_numpy(logits), expected[:size], rtol=0, atol=1e-4)
@@ -64,7 +67,7 @@ def test_a_logged_model_runs_in_onnxruntime_on_any_batch(
 def test_a_file_that_does_not_read_back_is_not_left_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = models.build("baseline", seed=0)
+    model = catalogue.build("baseline", seed=0)
     path = tmp_path / "models" / "baseline.pth"
     damaged = {name: tensor + 1e-6 for name, tensor in model.state_dict().items()}
     monkeypatch.setattr(torch, "load", Mock(return_value=damaged))
@@ -79,10 +82,10 @@ def test_wrong_logits_of_onnxruntime_leave_the_earlier_file_alone(
     pytest.importorskip("onnxruntime")
     path = tmp_path / "baseline.onnx"
     path.write_text("earlier")
-    predict = engine.predict
-    monkeypatch.setattr(engine, "predict", lambda model, images: predict(model, images) + 0.01)
+    predict = evaluation.predict
+    monkeypatch.setattr(evaluation, "predict", lambda model, images: predict(model, images) + 0.01)
     with pytest.raises(export.ExportError, match="batches of 1"):
-        export.to_onnx(models.build("baseline", seed=0).eval(), path, dataset.test.images[:8])
+        export.to_onnx(catalogue.build("baseline", seed=0).eval(), path, dataset.test.images[:8])
     assert path.read_text() == "earlier"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -91,8 +94,8 @@ def test_a_missing_onnx_package_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runs, "connect", lambda: None)
-    monkeypatch.setattr(registry, "load", Mock(return_value=nn.Flatten()))
+    monkeypatch.setattr(store, "connect", lambda: None)
+    monkeypatch.setattr(models, "load", Mock(return_value=nn.Flatten()))
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     result = CliRunner().invoke(command, ["--format", "onnx"])
     assert result.exit_code == 1
@@ -111,7 +114,7 @@ def test_a_name_that_is_no_plain_file_stem_is_refused(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load = Mock()
-    monkeypatch.setattr(registry, "load", load)
+    monkeypatch.setattr(models, "load", load)
     result = CliRunner().invoke(command, ["--name", name])
     load.assert_not_called()
     assert result.exit_code == 2

@@ -18,9 +18,9 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from fashion import checkpoint, registry, runs
-from fashion.data import FashionMNIST
+from fashion.data.dataset import FashionMNIST
 from fashion.errors import TrackingError
+from fashion.tracking import checkpoint, models, store
 from tests.conftest import ROOT
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -66,7 +66,7 @@ def the_run() -> Run:
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
-    return registry.load(registry.model_uri(run)).state_dict()
+    return models.load(models.model_uri(run)).state_dict()
 
 
 def assert_complete(run: Run, epochs: int) -> None:
@@ -167,7 +167,7 @@ def test_ctrl_c_at_mlflow_run_ends_the_run_as_killed(store: Path, dataset: Fashi
 def test_an_exception_ends_the_run_as_failed_with_its_reason(
     train_small: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fashion.engine.train", lambda *_: 1 / 0)
+    monkeypatch.setattr("fashion.training.loop.train", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train_small()
     assert the_run().info.status == "FAILED"
@@ -330,7 +330,7 @@ def test_a_full_disk_is_said_in_one_line(start: Start, store: Path) -> None:
 
 def test_no_password_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "http://me:secret@127.0.0.1:1/path")
-    with pytest.raises(TrackingError) as raised, runs.refusals("do"):
+    with pytest.raises(TrackingError) as raised, store.refusals("do"):
         raise OSError("no route to http://me:secret@127.0.0.1:1/path")
     assert "secret" not in str(raised.value)
     assert "127.0.0.1:1/path" in str(raised.value)

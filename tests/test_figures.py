@@ -7,8 +7,9 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from fashion import figures, report
-from fashion.data import CLASSES, FashionMNIST
+from fashion.analysis import figures, tables
+from fashion.data.dataset import FashionMNIST
+from fashion.settings.task import CLASSES
 
 
 def texts(figure: Figure) -> list[str]:
@@ -49,7 +50,7 @@ def test_a_reliability_diagram_has_a_bar_a_bin(dataset: FashionMNIST) -> None:
     # Sure to 80 % of the class that comes next, which is right for nobody, or of the true one.
     answers = torch.nn.functional.one_hot(labels, 10).double() * 0.78 + 0.022
     answers[:2500] = answers[:2500].roll(1, dims=1)
-    table = report.calibration(labels, answers.log(), bins=10)
+    table = tables.calibration(labels, answers.log(), bins=10)
     upper, lower = figures.reliability_diagram(table, "title").axes
     heights = [bar.get_height() for bar in upper.patches]
     assert heights[7:9] == pytest.approx([math.nan, 0.75], nan_ok=True)
@@ -68,10 +69,10 @@ def test_the_confusion_matrix_shows_every_count(dataset: FashionMNIST) -> None:
     labels = dataset.test.labels
     predicted = labels.clone()
     predicted[labels == 6] = 0
-    confusion = report.confusion_matrix(labels, predicted)
+    confusion = tables.confusion_matrix(labels, predicted)
     figure = figures.confusion_matrix(confusion, "title")
     assert sorted(texts(figure)) == ["1000"] * 10
-    assert str(report.confused_pairs(confusion)[0]) == "Shirt mistaken as T-shirt/top: 1000 times"
+    assert str(tables.confused_pairs(confusion)[0]) == "Shirt mistaken as T-shirt/top: 1000 times"
 
 
 def test_learning_curves_show_validation_only_where_there_was_some() -> None:
@@ -101,7 +102,7 @@ def test_a_comparison_leaves_out_what_has_no_figures() -> None:
 def test_per_class_scores_by_hand() -> None:
     labels = torch.tensor([0, 0, 0, 1])
     predicted = torch.tensor([0, 0, 1, 1])
-    table = report.per_class(labels, predicted).set_index("class")
+    table = tables.per_class(labels, predicted).set_index("class")
     assert table.loc["T-shirt/top", "precision"] == 1
     assert table.loc["T-shirt/top", "recall"] == pytest.approx(2 / 3)
     assert table.loc["Trouser", "precision"] == 0.5

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fashion import engine, mlp
-from fashion.data import FashionMNIST, Subset, to_float
-from fashion.recipe import Recipe
+from fashion.data.dataset import FashionMNIST, Subset, to_float
+from fashion.settings.experiment import Recipe
+from fashion.training import loop
+from fashion.training.kernels import choose, mlp
 
 
 def linear(*widths: int, last: bool = False) -> nn.Sequential:
@@ -25,7 +26,7 @@ def train_by_autograd(model: nn.Module, data: Subset, recipe: Recipe) -> float:
     """Train for one epoch; return the accuracy as `engine.train` measures it."""
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr)
     correct = 0
-    for rows in next(engine.shuffled_orders(len(data), recipe.seed)).split(recipe.batch_size):
+    for rows in next(loop.shuffled_orders(len(data), recipe.seed)).split(recipe.batch_size):
         logits = model(to_float(data.images[rows]))
         optimizer.zero_grad()
         F.cross_entropy(logits, data.labels[rows]).backward()
@@ -49,8 +50,8 @@ def test_a_pass_ends_with_autograds_weights(
     lr = 0.1 if kernels == "torch" else 0.005
     recipe = Recipe(epochs=1, batch_size=batch_size, lr=lr, kernels=kernels)
     assert mlp.supports(model)
-    assert engine.resolve_kernels(recipe, model) == kernels
-    (epoch,) = engine.train(model, data, recipe)
+    assert choose.resolve_kernels(recipe, model) == kernels
+    (epoch,) = loop.train(model, data, recipe)
     accuracy = train_by_autograd(reference, data, recipe)
     for ours, expected in zip(model.parameters(), reference.parameters(), strict=True):
         if kernels == "torch":
@@ -82,7 +83,7 @@ def test_wide_layers_and_other_dtypes_are_left_to_pytorch() -> None:
 def test_a_diverging_training_is_seen_to_diverge(small: FashionMNIST) -> None:
     for last in (False, True):
         model = linear(784, 10, 10, last=last)
-        epochs = list(engine.train(model, small.train, Recipe(epochs=2, lr=1e30, kernels="native")))
+        epochs = list(loop.train(model, small.train, Recipe(epochs=2, lr=1e30, kernels="native")))
         assert math.isnan(epochs[-1].loss)
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from fashion import models
-from fashion.models import Architecture
+from fashion.models import catalogue
+from fashion.settings.experiment import Architecture
 from tests.conftest import ROOT
 
 # Parameters of each layer, in the order of the lab's modules.
@@ -26,7 +26,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_layers_have_the_labs_shapes(name: str) -> None:
-    model = models.build(name, seed=42)
+    model = catalogue.build(name, seed=42)
     assert [tuple(p.shape) for p in model.parameters()] == SHAPES[name]
 
 
@@ -34,8 +34,8 @@ def test_layers_have_the_labs_shapes(name: str) -> None:
     ("name", "count"), [("baseline", 7960), ("nonlinear", 7960), ("cnn", 7740)]
 )
 def test_parameter_count(name: str, count: int) -> None:
-    model = models.build(name, seed=42)
-    assert models.count_parameters(model) == count
+    model = catalogue.build(name, seed=42)
+    assert catalogue.count_parameters(model) == count
 
 
 @pytest.mark.parametrize("hidden_units", [2, 4, 7])
@@ -60,27 +60,27 @@ for a, b in zip(gradients(torch.contiguous_format), gradients(torch.channels_las
     assert done.returncode == 0, done.stderr.decode()
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", catalogue.MODELS)
 @pytest.mark.parametrize("hidden_units", [1, 10, 17])
 def test_every_model_maps_images_to_logits(name: str, hidden_units: int) -> None:
-    model = models.build(name, seed=0, architecture=Architecture(hidden_units))
+    model = catalogue.build(name, seed=0, architecture=Architecture(hidden_units))
     assert model(torch.rand(3, 1, 28, 28)).shape == (3, 10)
 
 
 def test_the_last_relu_of_nonlinear_clamps_the_logits() -> None:
-    model = models.build("nonlinear", seed=42)
+    model = catalogue.build("nonlinear", seed=42)
     assert model(torch.rand(100, 1, 28, 28)).min() == 0
 
 
 def test_without_its_last_relu_the_same_weights_give_unclamped_logits() -> None:
-    clamped, free = (models.build(name, seed=42) for name in ("nonlinear", "nonlinear-fixed"))
+    clamped, free = (catalogue.build(name, seed=42) for name in ("nonlinear", "nonlinear-fixed"))
     images = torch.rand(100, 1, 28, 28)
     assert free(images).min() < 0
     assert torch.equal(free(images).relu(), clamped(images))
 
 
 def test_baseline_is_linear() -> None:
-    model = models.build("baseline", seed=42)
+    model = catalogue.build("baseline", seed=42)
     a, b = torch.rand(2, 5, 1, 28, 28)
     middle = (model(a) + model(b)) / 2
     torch.testing.assert_close(model((a + b) / 2), middle)
@@ -90,8 +90,8 @@ def test_the_seed_determines_the_weights_and_nothing_else() -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    one, same = (models.build("cnn", seed=42) for _ in range(2))
-    other = models.build("cnn", seed=43)
+    one, same = (catalogue.build("cnn", seed=42) for _ in range(2))
+    other = catalogue.build("cnn", seed=43)
     assert torch.equal(torch.rand(3), expected)
     assert torch.equal(nn.utils.parameters_to_vector(one.parameters()),
                        nn.utils.parameters_to_vector(same.parameters()))  # fmt: skip
@@ -101,7 +101,7 @@ def test_the_seed_determines_the_weights_and_nothing_else() -> None:
 
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(KeyError):
-        models.build("resnet9000", seed=42)
+        catalogue.build("resnet9000", seed=42)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_an_unknown_name_is_refused() -> None:
 def test_the_cnn_has_the_layers_asked_for(
     architecture: Architecture, shape: tuple[int, ...]
 ) -> None:
-    model = models.build("cnn", seed=0, architecture=architecture)
+    model = catalogue.build("cnn", seed=0, architecture=architecture)
     kinds = [type(module) for module in model.modules()]
     assert kinds.count(nn.Conv2d) == 2 * architecture.blocks
     assert kinds.count(nn.BatchNorm2d) == (
@@ -132,12 +132,12 @@ def test_the_cnn_has_the_layers_asked_for(
 
 def test_the_residual_network_of_the_paper() -> None:
     # Table 6 of arXiv:1512.03385 counts 0.27 million parameters for 20 layers, on colour images.
-    model = models.build("resnet", seed=0, architecture=Architecture(16, blocks=3))
+    model = catalogue.build("resnet", seed=0, architecture=Architecture(16, blocks=3))
     layers = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
     assert len(layers) + 1 == 20
-    assert 265_000 < models.count_parameters(model) < 280_000
-    largest = models.build("resnet", seed=0, architecture=Architecture(48, blocks=3))
-    assert models.count_parameters(largest) < 3_000_000
+    assert 265_000 < catalogue.count_parameters(model) < 280_000
+    largest = catalogue.build("resnet", seed=0, architecture=Architecture(48, blocks=3))
+    assert catalogue.count_parameters(largest) < 3_000_000
 
 
 @pytest.mark.parametrize(
@@ -150,4 +150,4 @@ def test_the_residual_network_of_the_paper() -> None:
 )
 def test_an_option_that_a_model_lacks_is_refused(name: str, architecture: Architecture) -> None:
     with pytest.raises(ValueError, match=f"{name} has no option"):
-        models.build(name, seed=0, architecture=architecture)
+        catalogue.build(name, seed=0, architecture=architecture)

@@ -10,11 +10,12 @@ from click.testing import CliRunner
 from torch.nn import functional as F
 
 from entrypoints.train import train as train_command
-from fashion import conv3x3, engine, models, native
-from fashion.data import FashionMNIST, to_float
-from fashion.models import Architecture
-from fashion.native import KernelError
-from fashion.recipe import Recipe
+from fashion.data.dataset import FashionMNIST, to_float
+from fashion.models import catalogue
+from fashion.settings.experiment import Architecture, Recipe
+from fashion.training import evaluation, loop
+from fashion.training.kernels import choose, conv3x3
+from fashion.training.kernels.compile import KernelError, library
 
 
 @pytest.fixture
@@ -22,9 +23,9 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
     """A machine that has no C compiler and has never had one."""
     monkeypatch.setenv("CC", "no-such-compiler")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    native.library.cache_clear()
+    library.cache_clear()
     yield
-    native.library.cache_clear()
+    library.cache_clear()
 
 
 def loss_and_gradients(
@@ -42,12 +43,12 @@ def loss_and_gradients(
 def test_loss_and_gradients_are_pytorchs(
     small: FashionMNIST, hidden_units: int, batch_size: int
 ) -> None:
-    model = models.build("cnn", seed=7, architecture=Architecture(hidden_units))
+    model = catalogue.build("cnn", seed=7, architecture=Architecture(hidden_units))
     assert conv3x3.supports(model)
     images, labels = to_float(small.train.images[:batch_size]), small.train.labels[:batch_size]
     loss, gradients = loss_and_gradients(lambda x: conv3x3.forward(model, x), model, images, labels)
     # What is exact to float32's precision is told from what is merely close by float64.
-    exact_model = models.build("cnn", seed=7, architecture=Architecture(hidden_units)).double()
+    exact_model = catalogue.build("cnn", seed=7, architecture=Architecture(hidden_units)).double()
     exact_loss, exact = loss_and_gradients(exact_model, exact_model, images.double(), labels)
     assert loss == pytest.approx(exact_loss, rel=1e-6)
     for ours, expected in zip(gradients, exact, strict=True):
@@ -56,8 +57,8 @@ def test_loss_and_gradients_are_pytorchs(
 
 def test_a_trained_network_has_the_same_gradients_too(small: FashionMNIST) -> None:
     # In training some units die and many inputs of a window tie at zero.
-    model = models.build("cnn", seed=42)
-    list(engine.train(model, small.train, Recipe(epochs=2)))
+    model = catalogue.build("cnn", seed=42)
+    list(loop.train(model, small.train, Recipe(epochs=2)))
     images, labels = to_float(small.test.images), small.test.labels
     _, ours = loss_and_gradients(lambda x: conv3x3.forward(model, x), model, images, labels)
     _, pytorchs = loss_and_gradients(model, model, images, labels)
@@ -67,7 +68,7 @@ def test_a_trained_network_has_the_same_gradients_too(small: FashionMNIST) -> No
 
 def test_equal_values_in_a_window_share_no_gradient() -> None:
     # Blank images: all four values of every window are equal, and one of them takes the gradient.
-    model = models.build("cnn", seed=42)
+    model = catalogue.build("cnn", seed=42)
     images, labels = torch.ones(3, 1, 28, 28), torch.tensor([0, 1, 2])
     _, ours = loss_and_gradients(lambda x: conv3x3.forward(model, x), model, images, labels)
     _, pytorchs = loss_and_gradients(model, model, images, labels)
@@ -76,7 +77,7 @@ def test_equal_values_in_a_window_share_no_gradient() -> None:
 
 
 def test_dropout_is_the_classifiers(small: FashionMNIST) -> None:
-    model = models.build("cnn", 42, Architecture(dropout=0.5))
+    model = catalogue.build("cnn", 42, Architecture(dropout=0.5))
     assert conv3x3.supports(model)
     images = to_float(small.train.images[:16])
     torch.manual_seed(1)
@@ -87,7 +88,7 @@ def test_dropout_is_the_classifiers(small: FashionMNIST) -> None:
 
 
 def test_the_number_of_threads_changes_nothing(small: FashionMNIST) -> None:
-    model = models.build("cnn", seed=42)
+    model = catalogue.build("cnn", seed=42)
     images = to_float(small.train.images[:100])
 
     def gradients(threads: int) -> list[torch.Tensor]:
@@ -106,18 +107,18 @@ def test_the_number_of_threads_changes_nothing(small: FashionMNIST) -> None:
 
 def test_training_goes_the_same_way(small: FashionMNIST) -> None:
     def losses(kernels: str) -> list[float]:
-        model = models.build("cnn", seed=42)
+        model = catalogue.build("cnn", seed=42)
         recipe = Recipe(epochs=2, lr=0.05, kernels=kernels)
-        return [epoch.loss for epoch in engine.train(model, small.train, recipe)]
+        return [epoch.loss for epoch in loop.train(model, small.train, recipe)]
 
     assert losses("native") == pytest.approx(losses("torch"), rel=0.01)
     assert losses("native") != losses("torch")  # else the same code ran twice
 
 
 def test_evaluation_gives_the_same_logits(small: FashionMNIST) -> None:
-    model = models.build("cnn", seed=42).eval()
-    list(engine.train(model, small.train, Recipe(epochs=1)))
-    torchs, ours = (engine.evaluate(model, small.test, name) for name in ("torch", "native"))
+    model = catalogue.build("cnn", seed=42).eval()
+    list(loop.train(model, small.train, Recipe(epochs=1)))
+    torchs, ours = (evaluation.evaluate(model, small.test, name) for name in ("torch", "native"))
     torch.testing.assert_close(ours.logits, torchs.logits, rtol=1e-4, atol=1e-4)
     assert not torch.equal(ours.logits, torchs.logits)  # else the same code ran twice
     assert ours.accuracy == pytest.approx(torchs.accuracy, abs=0.01)
@@ -125,23 +126,23 @@ def test_evaluation_gives_the_same_logits(small: FashionMNIST) -> None:
 
 def test_they_serve_the_labs_models_alone() -> None:
     def used(kernels: str, model: torch.nn.Module, **settings: object) -> str:
-        return engine.resolve_kernels(Recipe(kernels=kernels, **settings), model)
+        return choose.resolve_kernels(Recipe(kernels=kernels, **settings), model)
 
     for name in ("baseline", "nonlinear", "cnn"):
-        assert used("native", models.build(name, seed=42)) == "native"
-        assert used("auto", models.build(name, seed=42)) == "native"
-        assert used("torch", models.build(name, seed=42)) == "torch"
-        assert used("auto", models.build(name, seed=42).double()) == "torch"
+        assert used("native", catalogue.build(name, seed=42)) == "native"
+        assert used("auto", catalogue.build(name, seed=42)) == "native"
+        assert used("torch", catalogue.build(name, seed=42)) == "torch"
+        assert used("auto", catalogue.build(name, seed=42).double()) == "torch"
     for architecture in (
         Architecture(65),
         Architecture(blocks=1),
         Architecture(blocks=3),
         Architecture(batch_norm=True),
     ):
-        assert used("auto", models.build("cnn", 42, architecture)) == "torch"
-    assert used("auto", models.build("baseline", seed=42), momentum=0.9) == "torch"
-    assert used("auto", models.build("cnn", seed=42), momentum=0.9) == "native"
-    assert used("native", models.build("resnet", seed=42)) == "torch"
+        assert used("auto", catalogue.build("cnn", 42, architecture)) == "torch"
+    assert used("auto", catalogue.build("baseline", seed=42), momentum=0.9) == "torch"
+    assert used("auto", catalogue.build("cnn", seed=42), momentum=0.9) == "native"
+    assert used("native", catalogue.build("resnet", seed=42)) == "torch"
 
 
 def test_without_a_compiler_pytorch_trains(
@@ -155,7 +156,7 @@ def test_without_a_compiler_pytorch_trains(
     assert run.data.params["kernels_used"] == "torch"
     assert [record.getMessage() for record in caplog.records if record.name.startswith("fashion")]
     with pytest.raises(KernelError, match="no-such-compiler"):
-        engine.resolve_kernels(Recipe(kernels="native"), models.build("cnn", seed=42))
+        choose.resolve_kernels(Recipe(kernels="native"), catalogue.build("cnn", seed=42))
 
 
 def test_asked_for_without_a_compiler_they_are_refused_before_a_run(
@@ -174,7 +175,7 @@ def test_a_compiler_that_fails_leaves_nothing_behind(
 ) -> None:
     monkeypatch.setenv("CC", "false")
     with pytest.raises(KernelError):
-        native.library()
+        library()
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
 
 

@@ -8,15 +8,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fashion import engine, models, optim
-from fashion.data import FashionMNIST, to_float
-from fashion.recipe import OPTIMIZERS, SCHEDULES, Recipe
+from fashion.data.dataset import FashionMNIST, to_float
+from fashion.models import catalogue
+from fashion.settings.experiment import OPTIMIZERS, SCHEDULES, Recipe
+from fashion.training import evaluation, loop, optimizers
 
 
 def rates(recipe: Recipe, steps_per_epoch: int) -> list[float]:
     """Return the learning rate of each step of training."""
-    (optimizer,) = optim.make_optimizers(nn.Linear(1, 1), recipe)
-    schedule = optim.make_schedule(optimizer, recipe, steps_per_epoch)
+    (optimizer,) = optimizers.make_optimizers(nn.Linear(1, 1), recipe)
+    schedule = optimizers.make_schedule(optimizer, recipe, steps_per_epoch)
     found = []
     for _ in range(recipe.epochs * steps_per_epoch):
         found.append(optimizer.param_groups[0]["lr"])
@@ -25,14 +26,14 @@ def rates(recipe: Recipe, steps_per_epoch: int) -> list[float]:
     return found
 
 
-def train(small: FashionMNIST, **settings: object) -> tuple[nn.Module, list[engine.Epoch]]:
-    model = models.build("baseline", seed=42)
-    return model, list(engine.train(model, small.train, Recipe(**settings)))
+def train(small: FashionMNIST, **settings: object) -> tuple[nn.Module, list[loop.Epoch]]:
+    model = catalogue.build("baseline", seed=42)
+    return model, list(loop.train(model, small.train, Recipe(**settings)))
 
 
 def mean_confidence(small: FashionMNIST, **settings: object) -> torch.Tensor:
     """Return how sure a model so trained is of its answers, on average."""
-    logits = engine.evaluate(train(small, **settings)[0], small.train).logits
+    logits = evaluation.evaluate(train(small, **settings)[0], small.train).logits
     return logits.softmax(dim=1).amax(dim=1).mean()
 
 
@@ -76,7 +77,7 @@ def test_a_warm_up_rises_to_the_greatest_rate(schedule: str) -> None:
 def test_each_learns(small: FashionMNIST, settings: dict[str, object]) -> None:
     model, epochs = train(small, **settings)
     assert epochs[-1].loss < epochs[0].loss
-    assert engine.evaluate(model, small.test).accuracy > 0.6
+    assert evaluation.evaluate(model, small.test).accuracy > 0.6
 
 
 def test_momentum_and_weight_decay_change_the_weights(small: FashionMNIST) -> None:
@@ -105,13 +106,13 @@ def test_the_lab_recipe_takes_the_same_steps_however_they_are_taken(small: Fashi
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_muon_takes_orthogonal_steps_on_hidden_filters_alone(layout: torch.memory_format) -> None:
-    model = models.build("cnn", seed=42).to(memory_format=layout)
+    model = catalogue.build("cnn", seed=42).to(memory_format=layout)
     before = [p.detach().clone() for p in model.parameters()]
     recipe = Recipe(optimizer="muon", lr=0.01)
-    optimizers = optim.make_optimizers(model, recipe)
+    made = optimizers.make_optimizers(model, recipe)
     torch.manual_seed(0)
     F.cross_entropy(model(torch.rand(64, 1, 28, 28)), torch.randint(10, (64,))).backward()
-    for optimizer in optimizers:
+    for optimizer in made:
         optimizer.step()
     names = [name for name, _ in model.named_parameters()]
     for name, old, p in zip(names, before, model.parameters(), strict=True):
@@ -139,7 +140,7 @@ def test_muon_is_torchs_muon_but_for_rounding(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     ours, torchs = (nn.Parameter(torch.ones(shape)) for _ in range(2))
     settings = {"lr": 0.01, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
-    one, other = optim.Float32Muon([ours], **settings), torch.optim.Muon([torchs], **settings)
+    one, other = optimizers.Float32Muon([ours], **settings), torch.optim.Muon([torchs], **settings)
     for _ in range(5):
         ours.grad = torchs.grad = torch.randn(shape)
         one.step()
@@ -149,12 +150,12 @@ def test_muon_is_torchs_muon_but_for_rounding(shape: tuple[int, int]) -> None:
 
 
 def test_frozen_epochs_train_the_last_layer_alone(small: FashionMNIST) -> None:
-    model = models.build("cnn", seed=42)
+    model = catalogue.build("cnn", seed=42)
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
     recipe = Recipe(epochs=2, freeze_epochs=1, kernels="torch")
     changed = [
         {name for name, p in model.named_parameters() if not torch.equal(p, start[name])}
-        for _ in engine.train(model, small.train, recipe)
+        for _ in loop.train(model, small.train, recipe)
     ]
     assert changed == [{"classifier.1.weight", "classifier.1.bias"}, set(start)]
     assert all(p.requires_grad for p in model.parameters())
@@ -176,9 +177,9 @@ def test_mixup_follows_from_the_seed(small: FashionMNIST) -> None:
 
 def test_bfloat16_computes_with_fewer_digits(small: FashionMNIST) -> None:
     def first_loss(precision: str) -> float:
-        model = models.build("resnet", seed=42)
+        model = catalogue.build("resnet", seed=42)
         recipe = Recipe(epochs=1, batch_size=500, precision=precision, lr=0.01)
-        return next(engine.train(model, small.test, recipe)).loss
+        return next(loop.train(model, small.test, recipe)).loss
 
     exact, rounded = first_loss("float32"), first_loss("bfloat16")
     assert exact != rounded
@@ -186,7 +187,7 @@ def test_bfloat16_computes_with_fewer_digits(small: FashionMNIST) -> None:
 
 
 def test_clipping_bounds_the_steps(small: FashionMNIST) -> None:
-    before = nn.utils.parameters_to_vector(models.build("baseline", seed=42).parameters())
+    before = nn.utils.parameters_to_vector(catalogue.build("baseline", seed=42).parameters())
     model, _ = train(small, epochs=1, clip_norm=1e-4, lr=0.1)
     after = nn.utils.parameters_to_vector(model.parameters())
     assert 0 < (after - before).norm() <= math.ceil(2000 / 32) * 0.1 * 1e-4 * 1.01
@@ -199,18 +200,18 @@ def test_label_smoothing_makes_a_model_less_sure(small: FashionMNIST) -> None:
 
 def test_averaging_leaves_the_training_alone_and_gives_the_average(small: FashionMNIST) -> None:
     recipe = Recipe(epochs=2, batch_size=500, ema_decay=0.5)
-    model = models.build("baseline", seed=42)
+    model = catalogue.build("baseline", seed=42)
     seen = [
         nn.utils.parameters_to_vector(model.parameters()).detach().clone()
-        for _ in engine.train(model, small.train, recipe)
+        for _ in loop.train(model, small.train, recipe)
     ]
     final = nn.utils.parameters_to_vector(model.parameters())
     assert torch.equal(final, seen[-1])
 
-    replica = models.build("baseline", seed=42)
+    replica = catalogue.build("baseline", seed=42)
     optimizer = torch.optim.SGD(replica.parameters(), lr=recipe.lr)
     average, expected = None, []
-    for order in itertools.islice(engine.shuffled_orders(2_000, seed=42), 2):
+    for order in itertools.islice(loop.shuffled_orders(2_000, seed=42), 2):
         for rows in order.split(500):
             logits = replica(to_float(small.train.images[rows]))
             optimizer.zero_grad()

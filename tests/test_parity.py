@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from benchmarks.lab import run_lab
-from fashion import engine, models
-from fashion.data import FashionMNIST
-from fashion.recipe import Recipe
+from fashion.data.dataset import FashionMNIST
+from fashion.models import catalogue
+from fashion.settings.experiment import Recipe
+from fashion.training import loop
 
 MODELS = ("baseline", "nonlinear", "cnn")
 
@@ -22,15 +23,15 @@ def test_the_weights_are_the_labs_on_a_few_thousand_images(
     small: FashionMNIST, name: str, epochs: int
 ) -> None:
     lab = run_lab(name, small, epochs)
-    model = models.build(name, seed=42)
-    list(engine.train(model, small.train, Recipe(epochs=epochs, kernels="torch")))
+    model = catalogue.build(name, seed=42)
+    list(loop.train(model, small.train, Recipe(epochs=epochs, kernels="torch")))
     assert_same_weights(model, lab.model)
 
 
 def test_another_seed_gives_other_weights(small: FashionMNIST) -> None:
     lab = run_lab("baseline", small, epochs=1, seed=43)
-    model = models.build("baseline", seed=42)
-    list(engine.train(model, small.train, Recipe(epochs=1, kernels="torch")))
+    model = catalogue.build("baseline", seed=42)
+    list(loop.train(model, small.train, Recipe(epochs=1, kernels="torch")))
     with pytest.raises(AssertionError):
         assert_same_weights(model, lab.model)
 
@@ -39,6 +40,6 @@ def test_another_seed_gives_other_weights(small: FashionMNIST) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_the_full_recipe_gives_the_labs_weights(dataset: FashionMNIST, name: str) -> None:
     training, _ = dataset.split(0)
-    model = models.build(name, seed=42)
-    list(engine.train(model, training, Recipe(kernels="torch")))
+    model = catalogue.build(name, seed=42)
+    list(loop.train(model, training, Recipe(kernels="torch")))
     assert_same_weights(model, run_lab(name, dataset, epochs=3).model)

@@ -18,10 +18,14 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from entrypoints.predict import predict as command
-from fashion import engine, images, models, predict, registry, runs
-from fashion.data import CLASSES, FashionMNIST, Subset
+from fashion.data.dataset import FashionMNIST, Subset
 from fashion.files import FileError
-from fashion.recipe import Recipe
+from fashion.inference import photographs, predict
+from fashion.models import catalogue
+from fashion.settings.experiment import Recipe
+from fashion.settings.task import CLASSES
+from fashion.tracking import models, store
+from fashion.training import evaluation, loop
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,9 +33,9 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def model(dataset: FashionMNIST) -> nn.Module:
     """A linear classifier that has seen 10,000 images: right four times of five."""
-    model = models.build("baseline", seed=42)
+    model = catalogue.build("baseline", seed=42)
     seen = Subset("seen", dataset.train.images[:10_000], dataset.train.labels[:10_000], "")
-    for _ in engine.train(model, seen, Recipe(epochs=2)):
+    for _ in loop.train(model, seen, Recipe(epochs=2)):
         pass
     return model
 
@@ -40,8 +44,8 @@ def model(dataset: FashionMNIST) -> nn.Module:
 def run(model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Return a function that runs the command with that model in place of the registry's."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runs, "connect", lambda: None)
-    monkeypatch.setattr(registry, "load", Mock(return_value=model))
+    monkeypatch.setattr(store, "connect", lambda: None)
+    monkeypatch.setattr(models, "load", Mock(return_value=model))
 
     def invoke(*arguments: object) -> Result:
         return CliRunner().invoke(command, [str(argument) for argument in arguments])
@@ -68,13 +72,13 @@ def save(image: Image.Image, path: Path, **options: object) -> Path:
 
 
 def test_every_image_of_the_test_set_is_taken_as_it_is(dataset: FashionMNIST) -> None:
-    taken = torch.stack([images.convert(picture(image)) for image in dataset.test.images])
+    taken = torch.stack([photographs.convert(picture(image)) for image in dataset.test.images])
     assert torch.equal(taken, dataset.test.images)
 
 
 def test_every_negative_of_the_test_set_is_recognised(dataset: FashionMNIST) -> None:
     negatives = 255 - dataset.test.images
-    taken = torch.stack([images.convert(picture(image)) for image in negatives])
+    taken = torch.stack([photographs.convert(picture(image)) for image in negatives])
     assert torch.equal(taken, dataset.test.images)
 
 
@@ -82,21 +86,21 @@ def test_every_negative_of_the_test_set_is_recognised(dataset: FashionMNIST) -> 
 def test_colour_modes_of_png_lose_nothing(dataset: FashionMNIST, tmp_path: Path, mode: str) -> None:
     image = dataset.test.images[0]
     path = save(picture(image).convert(mode), tmp_path / "boot.png")
-    assert torch.equal(images.read(path), image)
+    assert torch.equal(photographs.read(path), image)
 
 
 def test_16_bit_png_is_scaled_not_clipped(dataset: FashionMNIST, tmp_path: Path) -> None:
     image = dataset.test.images[0]
     deep = Image.fromarray(image.squeeze(0).numpy().astype(np.uint16) * 257)
     assert deep.mode == "I;16"
-    assert torch.equal(images.read(save(deep, tmp_path / "deep.png")), image)
+    assert torch.equal(photographs.read(save(deep, tmp_path / "deep.png")), image)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
 def test_jpeg_is_close(dataset: FashionMNIST, tmp_path: Path, mode: str) -> None:
     image = dataset.test.images[0]
     path = save(picture(image).convert(mode), tmp_path / "boot.jpg", quality=95)
-    difference = images.read(path).float() - image.float()
+    difference = photographs.read(path).float() - image.float()
     assert difference.abs().mean() < 4
 
 
@@ -106,7 +110,7 @@ def test_exif_orientation_is_followed(dataset: FashionMNIST, tmp_path: Path, nam
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
     turned = save(upright.transpose(Image.Transpose.ROTATE_90), tmp_path / name, exif=exif)
-    difference = images.read(turned).float() - images.convert(upright).float()
+    difference = photographs.read(turned).float() - photographs.convert(upright).float()
     assert difference.abs().mean() < 2
 
 
@@ -115,7 +119,7 @@ def test_transparent_pixels_become_background(invert: str, garment: int) -> None
     """The hidden colour under them does not matter; the garment here is black."""
     cut_out = Image.new("RGBA", (28, 28), (200, 100, 50, 0))
     cut_out.paste((0, 0, 0, 255), (10, 10, 20, 20))
-    converted = images.convert(cut_out, invert)
+    converted = photographs.convert(cut_out, invert)
     assert converted[0, 15, 15] == garment
     assert converted[0, :10].max() == 0
 
@@ -127,7 +131,7 @@ def test_garment_fills_the_height_and_is_centred_on_black(ground: int, invert: s
     scene = Image.new("RGB", (800, 600), (ground, ground, ground))
     garment = 255 - ground
     scene.paste((garment, garment, garment), (500, 100, 700, 500))  # 200 wide, 400 high
-    converted = images.convert(scene, invert)
+    converted = photographs.convert(scene, invert)
     assert converted.shape == (1, 28, 28)
     assert converted.dtype == torch.uint8
     assert converted[:, :, :7].max() == 0
@@ -139,19 +143,21 @@ def test_garment_fills_the_height_and_is_centred_on_black(ground: int, invert: s
 def test_grey_noisy_ground_becomes_black(dataset: FashionMNIST) -> None:
     """Camera noise must not be taken for the garment's edge: the crop would be the whole image."""
     boot = dataset.test.images[0]
-    clean = images.convert(photograph(boot, ground=215).resize((200, 200)))
+    clean = photographs.convert(photograph(boot, ground=215).resize((200, 200)))
     pixels = np.asarray(photograph(boot, ground=215).resize((200, 200)), dtype=float)
     noise = np.random.default_rng(0).normal(0, 4, (200, 200, 1))
-    noisy = images.convert(Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8)))
+    noisy = photographs.convert(Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8)))
     assert (noisy.float() - clean.float()).abs().mean() < 8
-    black = [(image <= images.TOLERANCE).float().mean().item() for image in (clean, noisy, boot)]
+    black = [
+        (image <= photographs.TOLERANCE).float().mean().item() for image in (clean, noisy, boot)
+    ]
     assert black == pytest.approx([black[-1]] * 3, abs=0.1)
 
 
 def test_first_frame_of_an_animated_png_counts(dataset: FashionMNIST, tmp_path: Path) -> None:
     boot, pullover = (picture(image) for image in dataset.test.images[:2])
     path = save(boot, tmp_path / "moving.png", save_all=True, append_images=[pullover])
-    assert torch.equal(images.read(path), dataset.test.images[0])
+    assert torch.equal(photographs.read(path), dataset.test.images[0])
 
 
 def jpeg(size: tuple[int, int]) -> bytes:
@@ -186,8 +192,8 @@ def test_what_is_no_readable_picture_is_refused_in_one_line(
 ) -> None:
     path = tmp_path / "broken.jpg"
     path.write_bytes(content)
-    with pytest.raises(images.ImageError, match=reason) as caught:
-        images.read(path)
+    with pytest.raises(photographs.ImageError, match=reason) as caught:
+        photographs.read(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not recwarn.list
@@ -197,34 +203,34 @@ def test_a_wrong_invert_is_refused_rather_than_classified_as_black() -> None:
     scene = Image.new("L", (100, 100), 255)
     scene.paste(0, (30, 30, 60, 60))
     with pytest.raises(ValueError, match="nothing stands out"):
-        images.convert(scene, "never")
+        photographs.convert(scene, "never")
 
 
 @pytest.mark.parametrize("name", ["missing.png", "x" * 300, "/dev/null"])
 def test_what_is_no_file_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
-    assert images.find(tmp_path / name) == [tmp_path / name]
-    with pytest.raises(images.ImageError, match="cannot read"):
-        images.read(tmp_path / name)
+    assert photographs.find(tmp_path / name) == [tmp_path / name]
+    with pytest.raises(photographs.ImageError, match="cannot read"):
+        photographs.read(tmp_path / name)
 
 
 def test_a_folder_is_read_in_order_and_not_deeper(tmp_path: Path) -> None:
     for name in ("b.PNG", "a.jpeg", "c.jpg", "notes.txt", "deeper/d.png", "folder.png/e.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert [path.name for path in images.find(tmp_path)] == ["a.jpeg", "b.PNG", "c.jpg"]
+    assert [path.name for path in photographs.find(tmp_path)] == ["a.jpeg", "b.PNG", "c.jpg"]
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
-    (path,) = images.find(tmp_path)
-    with pytest.raises(images.ImageError, match="folder without"):
-        images.read(path)
+    (path,) = photographs.find(tmp_path)
+    with pytest.raises(photographs.ImageError, match="folder without"):
+        photographs.read(path)
 
 
 def test_a_garbled_file_name_is_escaped() -> None:
-    assert images.printable(Path("coat.png")) == "coat.png"
-    assert images.printable(Path("mañana.png")) == "mañana.png"
-    assert images.printable(Path("a\n\x1b[2J\udcff.png")).isprintable()
+    assert photographs.printable(Path("coat.png")) == "coat.png"
+    assert photographs.printable(Path("mañana.png")) == "mañana.png"
+    assert photographs.printable(Path("a\n\x1b[2J\udcff.png")).isprintable()
 
 
 def test_classes_come_best_first_with_their_probabilities(
@@ -232,7 +238,7 @@ def test_classes_come_best_first_with_their_probabilities(
 ) -> None:
     samples = [predict.from_subset(dataset.test, index) for index in (3, 1)]
     answers = predict.classify(model, samples, top=10)
-    expected = engine.predict(model, dataset.test.images[[3, 1]]).softmax(dim=1)
+    expected = evaluation.predict(model, dataset.test.images[[3, 1]]).softmax(dim=1)
     for answer, sample, row in zip(answers, samples, expected, strict=True):
         assert answer.sample is sample
         assert answer.classes[0] == CLASSES[row.argmax()]
@@ -316,7 +322,7 @@ def test_image_files_are_classified_like_the_test_images_they_are(
     train_small: Callable[..., str], dataset: FashionMNIST, store: Path
 ) -> None:
     """With a model out of the store: nothing of the command is replaced."""
-    uri = registry.model_uri(mlflow.get_run(train_small("cnn")))
+    uri = models.model_uri(mlflow.get_run(train_small("cnn")))
     (store / "saved").mkdir()
     for index in range(20):
         save(picture(dataset.test.images[index]), store / "saved" / f"{index:02}.png")
@@ -395,7 +401,7 @@ def test_mistyped_options_are_refused_before_a_model_is_loaded(
     message: str,
 ) -> None:
     load = Mock()
-    monkeypatch.setattr(registry, "load", load)
+    monkeypatch.setattr(models, "load", load)
     result = run(*arguments)
     load.assert_not_called()
     assert result.exit_code == 2

@@ -15,11 +15,11 @@ import yaml
 from packaging.markers import Marker
 
 from entrypoints.train import DECLARED, OF_THE_COMMAND
-from fashion import compare
-from fashion.data import FashionMNIST
-from fashion.models import Architecture
-from fashion.presets import PRESETS
-from fashion.recipe import OPTIMIZERS, PRECISIONS, SCHEDULES, Recipe
+from fashion.analysis import comparison
+from fashion.data.dataset import FashionMNIST
+from fashion.settings.experiment import OPTIMIZERS, PRECISIONS, SCHEDULES, Architecture, Recipe
+from fashion.settings.metrics import METRICS
+from fashion.settings.presets import PRESETS
 from tests.conftest import ROOT
 
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
@@ -88,8 +88,8 @@ def test_choices_that_help_must_know_without_imports_are_those_of_the_library() 
         for option in command_of("compare").params
         if isinstance(option.type, click.Choice)
     }
-    assert list(choices["metric"]) == compare.METRICS
-    assert list(choices["output_format"]) == compare.FORMATS
+    assert list(choices["metric"]) == list(METRICS)
+    assert list(choices["output_format"]) == comparison.FORMATS
     choices = {option.name: option.type for option in command_of("train").params}
     assert choices["optimizer"].choices == OPTIMIZERS
     assert choices["schedule"].choices == SCHEDULES
@@ -203,7 +203,10 @@ def test_mlflow_run_with_a_bad_parameter_fails_in_one_line(
 def test_no_module_has_side_effects_on_import(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    modules = [f"fashion.{path.stem}" for path in (ROOT / "fashion").glob("[!_]*.py")]
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in (ROOT / "fashion").rglob("[!_]*.py")
+    ]
     code = f"import {', '.join(modules)}, mlflow; print(mlflow.active_run())"
     done = subprocess.run(
         [sys.executable, "-c", code],

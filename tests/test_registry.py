@@ -20,12 +20,15 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_GIT_COMMIT
 
 from entrypoints.register import register as register_command
-from fashion import data, engine, registry, tracking
-from fashion.compare import Query
-from fashion.data import FashionMNIST
-from fashion.models import Architecture
-from fashion.recipe import Recipe
-from fashion.registry import CHAMPION, MODEL_NAME, PREVIOUS, Outcome, RegistryError
+from fashion.data import dataset as dataset_module
+from fashion.data.dataset import FashionMNIST
+from fashion.settings.experiment import Architecture, Experiment, Recipe
+from fashion.settings.metrics import SELECTING_METRICS
+from fashion.tracking import models, registry, training
+from fashion.tracking.models import RegistryError
+from fashion.tracking.query import Query
+from fashion.tracking.registry import CHAMPION, MODEL_NAME, PREVIOUS, Outcome
+from fashion.training import evaluation
 from tests.conftest import assert_one_line
 
 # Far enough apart that no processor's rounding changes their order. Each is the one run of an
@@ -61,7 +64,7 @@ def trained(
     for name, (val_size, recipe) in RECIPES.items():
         mlflow.create_experiment(name, artifact_location=str(folder / "artifacts"))
         mlflow.set_experiment(name)
-        tracking.train(tracking.Experiment("cnn", Architecture(), val_size, "cpu", recipe), small)
+        training.train(Experiment("cnn", Architecture(), val_size, "cpu", recipe), small)
     return path
 
 
@@ -83,7 +86,7 @@ def runs(
     mlflow.set_tracking_uri(uri)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "good")
     mlflow.set_experiment("good")
-    monkeypatch.setattr(data, "load", lambda _directory: small)
+    monkeypatch.setattr(dataset_module, "load_dataset", lambda _directory: small)
     caplog.set_level(logging.WARNING)
     found = mlflow.search_runs(search_all_experiments=True, output_format="list")
     return {MlflowClient().get_experiment(r.info.experiment_id).name: r.info.run_id for r in found}
@@ -151,7 +154,7 @@ def test_the_best_cnn_is_registered_and_becomes_champion(
     assert f"{MODEL_NAME} version 1 registered, from run {runs['best']}" in result.stdout
     assert f"{CHAMPION} is version 1: first {CHAMPION}" in result.stdout
 
-    logits = engine.predict(registry.load(f"models:/{MODEL_NAME}@{CHAMPION}"), small.test.images)
+    logits = evaluation.predict(models.load(f"models:/{MODEL_NAME}@{CHAMPION}"), small.test.images)
     accuracy = (logits.argmax(dim=1) == small.test.labels).double().mean().item()
     assert accuracy == pytest.approx(mlflow.get_run(runs["best"]).data.metrics["test_accuracy"])
 
@@ -221,7 +224,7 @@ def archives(runs: dict[str, str]) -> Iterator[dict[str, Path]]:
 
 
 def _archive(run: Run) -> Path:
-    model = mlflow.get_logged_model(registry.model_uri(run).removeprefix("models:/"))
+    model = mlflow.get_logged_model(models.model_uri(run).removeprefix("models:/"))
     (path,) = Path(model.artifact_location).rglob("*.pt2")
     return path
 
@@ -277,10 +280,10 @@ def test_a_version_tells_where_it_comes_from_and_what_it_is(
     }
     assert digests.keys() == {"training_digest", "validation_digest", "test_digest"}
     assert len(set(digests.values())) == 3
-    logged = {name: run.data.metrics[name] for name in registry.METRICS}
-    assert {name: float(version.tags[name]) for name in registry.METRICS} == logged
+    logged = {name: run.data.metrics[name] for name in SELECTING_METRICS}
+    assert {name: float(version.tags[name]) for name in SELECTING_METRICS} == logged
     expected = {"run_id": run.info.run_id, "git_commit": "0123abc", **digests}
-    assert {k: v for k, v in version.tags.items() if k not in registry.METRICS} == expected
+    assert {k: v for k, v in version.tags.items() if k not in SELECTING_METRICS} == expected
     assert version.run_id == run.info.run_id
 
     assert version.description.startswith("### cnn for Fashion-MNIST\n")
@@ -348,7 +351,7 @@ def test_a_better_figure_on_other_images_does_not_move_the_alias(
 def test_versions_that_somebody_registered_by_hand_are_left_alone(
     runs: dict[str, str], register: Callable[..., Outcome]
 ) -> None:
-    mlflow.register_model(registry.model_uri(mlflow.get_run(runs["best"])), MODEL_NAME)
+    mlflow.register_model(models.model_uri(mlflow.get_run(runs["best"])), MODEL_NAME)
     outcome = register("poor")
     assert (outcome.version, outcome.champion) == ("2", "2")
 

@@ -11,13 +11,14 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus, Run
 
-from fashion import checkpoint, engine, models, registry, tracking
-from fashion.checkpoint import CheckpointError
-from fashion.data import FashionMNIST, Subset
+from fashion.data.dataset import FashionMNIST, Subset
 from fashion.errors import TrackingError
 from fashion.files import FileError
-from fashion.models import Architecture
-from fashion.recipe import Recipe
+from fashion.models import catalogue
+from fashion.settings.experiment import Architecture, Recipe
+from fashion.tracking import checkpoint, models, training
+from fashion.tracking.checkpoint import CheckpointError
+from fashion.training import loop
 
 RUN_ID = "0123456789abcdef0123456789abcdef"
 EPOCHS = 3
@@ -75,19 +76,19 @@ def test_a_training_goes_on_to_the_same_bits(
     recipe = Recipe(epochs=EPOCHS, **settings)
 
     def build() -> torch.nn.Module:
-        return models.build(model, 7, Architecture(**architecture))
+        return catalogue.build(model, 7, Architecture(**architecture))
 
     whole = build()
-    expected = list(engine.train(whole, data, recipe, validation))
+    expected = list(loop.train(whole, data, recipe, validation))
 
     checkpoint.prepare()
     with checkpoint.held(RUN_ID):
-        for epoch in engine.train(build(), data, recipe, validation):
+        for epoch in loop.train(build(), data, recipe, validation):
             if epoch.number == stop:
                 checkpoint.save(RUN_ID, epoch.state)
                 break
     resumed = build()
-    rest = list(engine.train(resumed, data, recipe, validation, checkpoint.load(RUN_ID)))
+    rest = list(loop.train(resumed, data, recipe, validation, checkpoint.load(RUN_ID)))
 
     measured = [(epoch.number, epoch.loss, epoch.validation.loss) for epoch in expected[stop:]]
     assert [(epoch.number, epoch.loss, epoch.validation.loss) for epoch in rest] == measured
@@ -100,10 +101,10 @@ def test_a_training_goes_on_to_the_same_bits(
 
 def test_a_training_stopped_early_stays_stopped(small: FashionMNIST) -> None:
     recipe = Recipe(epochs=9, lr=1e-30, patience=1)
-    model = models.build("baseline", 0)
-    *_, last = engine.train(model, small.train, recipe, small.test)
+    model = catalogue.build("baseline", 0)
+    *_, last = loop.train(model, small.train, recipe, small.test)
     assert last.number < 9
-    assert list(engine.train(model, small.train, recipe, small.test, last.state)) == []
+    assert list(loop.train(model, small.train, recipe, small.test, last.state)) == []
 
 
 class CutError(Exception):
@@ -156,7 +157,7 @@ def test_a_run_cut_off_anywhere_is_completed_without_doubles(
     assert failed.info.status == "FAILED"
     assert failed.data.tags["failure"].startswith("the tracking store ")
 
-    assert tracking.resume("latest", small) == run_id
+    assert training.resume("latest", small) == run_id
     assert checkpoint.unfinished() == []
     run = mlflow.get_run(run_id)
     assert run.info.status == "FINISHED"
@@ -173,7 +174,7 @@ def test_a_run_cut_off_anywhere_is_completed_without_doubles(
     assert len(table) == 10
     assert len(run.outputs.model_outputs) == 1
     assert len(run.inputs.dataset_inputs) == len(whole.inputs.dataset_inputs)
-    registry.verify(run, registry.load(registry.model_uri(run)), small)
+    models.verify(run, models.load(models.model_uri(run)), small)
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt, CutError])
@@ -197,7 +198,7 @@ def test_a_model_that_was_half_logged_is_completed(
         with pytest.raises((KeyboardInterrupt, TrackingError)):
             train_small()
     (run_id,) = checkpoint.unfinished()
-    tracking.resume(run_id, small)
+    training.resume(run_id, small)
     run = mlflow.get_run(run_id)
     assert run.info.status == "FINISHED"
     (model,) = mlflow.search_logged_models(output_format="list")
@@ -206,12 +207,12 @@ def test_a_model_that_was_half_logged_is_completed(
     assert {metric.key for metric in model.metrics} >= {"test_loss", "test_accuracy"}
     whole = mlflow.get_run(train_small())
     assert files(run) == files(whole)
-    registry.verify(run, registry.load(registry.model_uri(run)), small)
+    models.verify(run, models.load(models.model_uri(run)), small)
 
 
 def files(run: Run) -> set[str]:
     """Return what the archive of the run's model is made of."""
-    folder = mlflow.artifacts.download_artifacts(registry.model_uri(run))
+    folder = mlflow.artifacts.download_artifacts(models.model_uri(run))
     return {str(path.relative_to(folder)) for path in Path(folder).rglob("*")}
 
 
@@ -223,7 +224,7 @@ def test_a_run_that_another_process_is_at_is_left_alone(
         train_small()
     (run_id,) = checkpoint.unfinished()
     with checkpoint.held(run_id), pytest.raises(CheckpointError, match="another process"):
-        tracking.resume(run_id, small)
+        training.resume(run_id, small)
     assert mlflow.get_run(run_id).info.status == "FAILED"
 
 
@@ -235,21 +236,21 @@ def test_changed_settings_are_refused_with_their_list(
         train_small(epochs=2)
     given = {"epochs": 3, "lr": 0.5, "model": "baseline"}
     with pytest.raises(CheckpointError, match=r"epochs was 2, is 3; lr was 0\.1, is 0\.5"):
-        tracking.resume("latest", small, given)
+        training.resume("latest", small, given)
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     try:
         with pytest.raises(CheckpointError, match=f"threads was {threads}, is {threads + 1}"):
-            tracking.resume("latest", small)
+            training.resume("latest", small)
     finally:
         torch.set_num_threads(threads)
-    assert tracking.resume("latest", small, {"epochs": 2, "model": "baseline"})
+    assert training.resume("latest", small, {"epochs": 2, "model": "baseline"})
 
 
 @pytest.mark.parametrize("run_id", ["latest", RUN_ID])
 def test_there_is_nothing_to_resume(store: Path, small: FashionMNIST, run_id: str) -> None:
     with pytest.raises(CheckpointError, match="no unfinished run"):
-        tracking.resume(run_id, small)
+        training.resume(run_id, small)
 
 
 @pytest.mark.parametrize("name", ["../../elsewhere", "latest", "", "0123"])

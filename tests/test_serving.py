@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fashion import data, engine, registry
-from fashion.compare import Query
-from fashion.data import FashionMNIST
+from fashion.data.dataset import FashionMNIST, to_float
+from fashion.tracking import models, registry
+from fashion.tracking.query import Query
+from fashion.training import evaluation
 
 CHAMPION_URI = f"models:/{registry.MODEL_NAME}@{registry.CHAMPION}"
 IMAGES = 7
@@ -55,7 +56,7 @@ np.savez(logits_path, **logits)
 @pytest.fixture
 def images(small: FashionMNIST) -> NDArray[np.float32]:
     """A few real test images, as the model card says they must be."""
-    return data.to_float(small.test.images[:IMAGES]).numpy()
+    return to_float(small.test.images[:IMAGES]).numpy()
 
 
 @pytest.fixture
@@ -63,8 +64,8 @@ def logits(train_small: Callable[..., str], small: FashionMNIST) -> NDArray[np.f
     """What the champion, which is registered here, answers in this process to `images`."""
     train_small("cnn", batch_size=8, lr=0.05, seed=0)
     registry.register(registry.MODEL_NAME, Query(models=["cnn"]), small)
-    model = registry.load(CHAMPION_URI)
-    answers = engine.predict(model, small.test.images[:IMAGES]).numpy()
+    model = models.load(CHAMPION_URI)
+    answers = evaluation.predict(model, small.test.images[:IMAGES]).numpy()
     # A model that says the same to everything would agree with itself on anything.
     assert answers.std(axis=0).min() > 0.01
     return answers

@@ -18,9 +18,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from fashion import engine, registry
-from fashion.compare import Query
-from fashion.data import FashionMNIST
+from fashion.data.dataset import FashionMNIST
+from fashion.tracking import models, registry
+from fashion.tracking.query import Query
+from fashion.training import evaluation
 from tests.conftest import PUBLIC_NAME, ROOT, TrackingServer
 
 EXPERIMENT = "fashion-mnist"
@@ -180,8 +181,8 @@ def test_one_registers_the_best_and_the_other_loads_it_by_name(
     act_as(alice, monkeypatch)
     best = max(runs_of(client), key=lambda run: run.data.metrics["val_accuracy"])
     assert client.get_model_version_by_alias(MODEL, registry.CHAMPION).run_id == best.info.run_id
-    model = registry.load(f"models:/{MODEL}@{registry.CHAMPION}")
-    accuracy = engine.evaluate(model, dataset.test).accuracy
+    model = models.load(f"models:/{MODEL}@{registry.CHAMPION}")
+    accuracy = evaluation.evaluate(model, dataset.test).accuracy
     assert accuracy == pytest.approx(best.data.metrics["test_accuracy"], abs=1e-6)
 
 

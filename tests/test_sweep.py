@@ -22,12 +22,13 @@ from rich.console import Console
 
 from entrypoints import sweep as entry_point
 from entrypoints.train import experiment
-from fashion import checkpoint, progress, space, sweep, sweep_report
-from fashion.data import FashionMNIST
-from fashion.experiment import Experiment
-from fashion.models import Architecture
-from fashion.recipe import Recipe
-from fashion.tuner import Outcome, Plan
+from fashion.data.dataset import FashionMNIST
+from fashion.settings.experiment import Architecture, Experiment, Recipe
+from fashion.sweeps import plan, progress, report, sweep
+from fashion.sweeps.plan import Plan
+from fashion.sweeps.trials import Outcome
+from fashion.tracking import checkpoint
+from fashion.training.build import build
 from tests.conftest import ROOT, assert_one_line
 
 SPACE = """
@@ -209,9 +210,9 @@ def test_failed_trials_are_tried_again_and_then_accounted_for(
         recipe = Recipe(epochs=1, lr=config["lr"])
         return Experiment("baseline", Architecture(), 200, "cpu", recipe)
 
-    searched = space.parse("{lr: [0.1, 0.2]}", "here")
-    plan = Plan("grid", 1, 0, epochs=1, grace_epochs=0, cpus=1, gpus=0, retries=retries)
-    sweep.run("", {}, searched, plan, resolve, small, 200)
+    searched = plan.parse("{lr: [0.1, 0.2]}", "here")
+    grid = Plan("grid", 1, 0, epochs=1, grace_epochs=0, cpus=1, gpus=0, retries=retries)
+    sweep.run("", {}, searched, grid, resolve, small, 200)
     parent, trials = sweep_and_trials()
     statuses = {trial.data.params.get("lr", "failed"): trial.info.status for trial in trials}
     if retries:
@@ -298,19 +299,19 @@ def test_a_resumed_sweep_keeps_its_plan(store: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda p: p.stem)
 def test_the_projects_own_spaces_can_be_trained(path: Path) -> None:
-    for corner in space.read(path).corners():
-        experiment(corner).build()
+    for corner in plan.read(path).corners():
+        build(experiment(corner))
 
 
 def test_a_choice_of_which_one_value_was_tried_is_drawn_without_a_warning(
     recwarn: pytest.WarningsRecorder,
 ) -> None:
-    searched = space.parse("{lr: {loguniform: [0.01, 1]}, momentum: [0, 0.9]}", "here")
+    searched = plan.parse("{lr: {loguniform: [0.01, 1]}, momentum: [0, 0.9]}", "here")
     outcomes = [
         Outcome(str(lr), "run", {"lr": lr, "momentum": 0}, 1, {"val_accuracy": lr}, None, False)
         for lr in (0.1, 0.2, 0.3)
     ]
-    drawn = sweep_report.figures(outcomes, searched)
+    drawn = report.figures(outcomes, searched)
     assert drawn.keys() == {"parallel_coordinates.png", "importances.png"}
     shown = [str(each.message) for each in recwarn if issubclass(each.category, UserWarning)]
     assert shown == []
@@ -323,7 +324,7 @@ def test_the_table_fits_a_terminal_and_shows_the_best_first(
     monkeypatch.setattr(
         progress, "Console", lambda: Console(file=screen, force_terminal=True, width=80)
     )
-    searched = space.parse(SPACE, "here")
+    searched = plan.parse(SPACE, "here")
     rows = [
         ("a_00000", "TERMINATED", 4, 0.81, {"lr": 0.0123456, "batch_size": 64}),
         ("a_00001", "TERMINATED", 1, 0.42, {"lr": 0.3, "batch_size": 64}),

@@ -13,11 +13,14 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
 
-from fashion import engine, models, registry, report, runs, tracking
-from fashion.data import CLASSES, FashionMNIST, to_float
+from fashion.analysis import tables
+from fashion.data.dataset import FashionMNIST, to_float
 from fashion.errors import TrackingError
-from fashion.models import Architecture
-from fashion.recipe import Recipe
+from fashion.models import catalogue
+from fashion.settings.experiment import Architecture, Experiment, Recipe
+from fashion.settings.task import CLASSES
+from fashion.tracking import models, runs, training
+from fashion.training import evaluation, loop
 
 
 @pytest.fixture
@@ -80,9 +83,9 @@ def test_test_data_is_measured_once_and_correctly(run: Run, small: FashionMNIST)
     for metric in ("test_loss", "test_accuracy"):
         assert len(MlflowClient().get_metric_history(run.info.run_id, metric)) == 1
     training, validation = small.split(200)
-    model = models.build("baseline", seed=42)
-    list(engine.train(model, training, Recipe(epochs=2)))
-    test, val = engine.evaluate(model, small.test), engine.evaluate(model, validation)
+    model = catalogue.build("baseline", seed=42)
+    list(loop.train(model, training, Recipe(epochs=2)))
+    test, val = evaluation.evaluate(model, small.test), evaluation.evaluate(model, validation)
     assert run.data.metrics["test_accuracy"] == pytest.approx(test.accuracy)
     assert run.data.metrics["test_loss"] == pytest.approx(test.loss)
     assert run.data.metrics["val_accuracy"] == pytest.approx(val.accuracy)
@@ -130,10 +133,10 @@ def test_tables_agree_with_the_metrics(run: Run) -> None:
 
 
 def test_calibration_is_that_of_the_test_answers(run: Run, small: FashionMNIST) -> None:
-    model = models.build("baseline", seed=42)
-    list(engine.train(model, small.split(200)[0], Recipe(epochs=2)))
-    table = report.calibration(small.test.labels, engine.evaluate(model, small.test).logits)
-    assert run.data.metrics["test_ece"] == pytest.approx(report.expected_calibration_error(table))
+    model = catalogue.build("baseline", seed=42)
+    list(loop.train(model, small.split(200)[0], Recipe(epochs=2)))
+    table = tables.calibration(small.test.labels, evaluation.evaluate(model, small.test).logits)
+    assert run.data.metrics["test_ece"] == pytest.approx(tables.expected_calibration_error(table))
     assert 0 < run.data.metrics["test_ece"] < 0.5
 
 
@@ -146,9 +149,9 @@ def test_a_run_that_stops_early_reports_the_weights_it_kept(
     assert len(losses) < 50
     assert run.data.metrics["val_loss"] == min(metric.value for metric in history)
     assert run.data.metrics["best_epoch"] == min(losses, key=losses.get)
-    stored = registry.load(registry.model_uri(run))
+    stored = models.load(models.model_uri(run))
     _, validation = small.split(200)
-    measured = engine.evaluate(stored, validation)
+    measured = evaluation.evaluate(stored, validation)
     assert measured.loss == pytest.approx(run.data.metrics["val_loss"], rel=1e-3)
 
 
@@ -197,13 +200,16 @@ def test_the_model_loads_back_without_pickle_and_gives_the_same_logits(
     requirements = mlflow.artifacts.load_text(f"{info.artifact_path}/requirements.txt").split()
     assert all("==" in requirement for requirement in requirements)
 
-    model = models.build("baseline", seed=42)
-    list(engine.train(model, small.split(200)[0], Recipe(epochs=2)))
+    model = catalogue.build("baseline", seed=42)
+    list(loop.train(model, small.split(200)[0], Recipe(epochs=2)))
     loaded = mlflow.pytorch.load_model(uri)
     for size in (1, 7):  # the batch size is free
         images = small.test.images[:size]
         torch.testing.assert_close(
-            engine.predict(loaded, images), engine.predict(model, images), rtol=1e-5, atol=1e-5
+            evaluation.predict(loaded, images),
+            evaluation.predict(model, images),
+            rtol=1e-5,
+            atol=1e-5,
         )
     by_pyfunc = mlflow.pyfunc.load_model(uri).predict(to_float(small.test.images[:3]).numpy())
     assert by_pyfunc.shape == (3, 10)
@@ -219,9 +225,9 @@ def test_without_validation_nothing_is_selected_on(train_small: Callable[..., st
 
 
 def test_children_belong_to_their_group(store: object, small: FashionMNIST) -> None:
-    experiment = tracking.Experiment("baseline", Architecture(), 200, "cpu", Recipe(epochs=1))
+    experiment = Experiment("baseline", Architecture(), 200, "cpu", Recipe(epochs=1))
     with runs.group("lab") as parent:
-        child = tracking.train(experiment, small, nested=True)
+        child = training.train(experiment, small, nested=True)
     assert mlflow.get_run(child).data.tags["mlflow.parentRunId"] == parent
     assert mlflow.get_run(parent).info.status == "FINISHED"
 
@@ -244,10 +250,10 @@ def test_a_failure_leaves_the_run_failed(
     def broken(hidden_units: int) -> torch.nn.Module:
         return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, hidden_units))
 
-    monkeypatch.setitem(models.MODELS, "broken", broken)
-    experiment = tracking.Experiment("broken", Architecture(), 200, "cpu", Recipe(epochs=1))
+    monkeypatch.setitem(catalogue.MODELS, "broken", broken)
+    experiment = Experiment("broken", Architecture(), 200, "cpu", Recipe(epochs=1))
     with pytest.raises(RuntimeError):
-        tracking.train(experiment, small)
+        training.train(experiment, small)
     (run,) = mlflow.search_runs(output_format="list")
     assert run.info.status == "FAILED"
 
@@ -255,8 +261,8 @@ def test_a_failure_leaves_the_run_failed(
 def test_system_metrics_are_logged_when_asked(store: object, small: FashionMNIST) -> None:
     mlflow.set_system_metrics_sampling_interval(0.2)
     try:
-        experiment = tracking.Experiment("baseline", Architecture(), 200, "cpu", Recipe(epochs=1))
-        run = mlflow.get_run(tracking.train(experiment, small, system_metrics=True))
+        experiment = Experiment("baseline", Architecture(), 200, "cpu", Recipe(epochs=1))
+        run = mlflow.get_run(training.train(experiment, small, system_metrics=True))
     finally:
         mlflow.set_system_metrics_sampling_interval(None)
     assert any(name.startswith("system/") for name in run.data.metrics)
@@ -267,7 +273,7 @@ def test_an_unreachable_server_is_said_at_once_and_without_its_password(
 ) -> None:
     mlflow.set_tracking_uri("http://alice:secret@127.0.0.1:9")
     with pytest.raises(TrackingError, match=r"127\.0\.0\.1:9") as caught:
-        runs.connect()
+        store.connect()
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -275,5 +281,5 @@ def test_an_unreachable_server_is_said_at_once_and_without_its_password(
 def test_a_store_that_cannot_be_opened_is_said_in_one_line(store: object) -> None:
     mlflow.set_tracking_uri("sqlite:////proc/nowhere/mlflow.db")
     with pytest.raises(TrackingError, match="/proc/nowhere") as caught:
-        runs.connect()
+        store.connect()
     assert "\n" not in str(caught.value)

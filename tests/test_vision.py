@@ -11,11 +11,12 @@ import torchvision
 from click.testing import CliRunner
 
 from entrypoints.train import train as train_command
-from fashion import engine, models, registry
-from fashion.data import FashionMNIST
+from fashion.data.dataset import FashionMNIST
 from fashion.errors import ModelError
-from fashion.models import Architecture
-from fashion.recipe import Recipe
+from fashion.models import catalogue
+from fashion.settings.experiment import Architecture, Recipe
+from fashion.tracking import models
+from fashion.training import evaluation, loop
 
 # One whose classes are scored by a linear layer, and one by a convolution.
 RESNET, SQUEEZENET = "torchvision:resnet18", "torchvision:squeezenet1_1"
@@ -32,28 +33,28 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", [RESNET, SQUEEZENET, "torchvision:mobilenet_v3_small"])
 def test_images_give_logits_of_ten_classes(name: str, small: FashionMNIST) -> None:
-    model = models.build(name, seed=42).eval()
-    logits = engine.predict(model, small.test.images[:3])
+    model = catalogue.build(name, seed=42).eval()
+    logits = evaluation.predict(model, small.test.images[:3])
     assert logits.shape == (3, 10)
     assert logits.isfinite().all()
 
 
 def test_it_follows_from_the_seed() -> None:
-    one, again, other = (models.build(RESNET, seed=seed).state_dict() for seed in (1, 1, 2))
+    one, again, other = (catalogue.build(RESNET, seed=seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(one[key], again[key]) for key in one)
     assert not all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_it_learns(small: FashionMNIST) -> None:
-    model = models.build(SQUEEZENET, seed=42)
+    model = catalogue.build(SQUEEZENET, seed=42)
     recipe = Recipe(epochs=2, optimizer="adamw", lr=0.001)
-    epochs = list(engine.train(model, small.train, recipe))
+    epochs = list(loop.train(model, small.train, recipe))
     assert epochs[-1].accuracy > epochs[0].accuracy
     assert epochs[-1].accuracy > 0.3
 
 
 def test_given_weights_are_those_of_all_layers_but_the_last(weights: Path) -> None:
-    model = models.build(RESNET, 42, Architecture(pretrained=str(weights)))
+    model = catalogue.build(RESNET, 42, Architecture(pretrained=str(weights)))
     given = torch.load(weights, weights_only=True)
     ours = model.network.state_dict()
     assert given.keys() == ours.keys()
@@ -66,7 +67,7 @@ def test_given_weights_are_those_of_all_layers_but_the_last(weights: Path) -> No
 
 def test_weights_of_another_network_are_refused(weights: Path) -> None:
     with pytest.raises(ModelError, match="not those of torchvision:squeezenet1_1"):
-        models.build(SQUEEZENET, 42, Architecture(pretrained=str(weights)))
+        catalogue.build(SQUEEZENET, 42, Architecture(pretrained=str(weights)))
 
 
 @pytest.mark.parametrize("content", [b"", b"not weights", b"PK\x03\x04"])
@@ -74,7 +75,7 @@ def test_a_file_of_no_weights_is_refused(content: bytes, tmp_path: Path) -> None
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
     with pytest.raises(ModelError, match=r"weights\.pth"):
-        models.build(RESNET, 42, Architecture(pretrained=str(path)))
+        catalogue.build(RESNET, 42, Architecture(pretrained=str(path)))
 
 
 def test_weights_out_of_reach_are_one_line(monkeypatch: pytest.MonkeyPatch, store: Path) -> None:
@@ -114,7 +115,7 @@ def test_an_unknown_name_is_a_usage_error(name: str, store: Path) -> None:
 @pytest.mark.parametrize("name", ["vit_b_32", "convnext_tiny"])
 def test_what_cannot_take_small_images_is_refused(name: str) -> None:
     with pytest.raises(ModelError, match=f"torchvision:{name} cannot be adapted"):
-        models.build(f"torchvision:{name}", seed=42)
+        catalogue.build(f"torchvision:{name}", seed=42)
 
 
 def test_a_run_can_be_loaded_and_rebuilt(
@@ -126,8 +127,8 @@ def test_a_run_can_be_loaded_and_rebuilt(
     (model,) = mlflow.search_logged_models(output_format="list")
     weights.rename(weights.with_suffix(".moved"))
     try:
-        rebuilt = registry.rebuild(model.model_uri)
+        rebuilt = models.rebuild(model.model_uri)
     finally:
         weights.with_suffix(".moved").rename(weights)
-    accuracy = engine.evaluate(rebuilt, small.test).accuracy
+    accuracy = evaluation.evaluate(rebuilt, small.test).accuracy
     assert accuracy == pytest.approx(run.data.metrics["test_accuracy"], abs=0.003)

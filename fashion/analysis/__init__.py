@@ -1,0 +1,1 @@
+"""Tables, figures and texts made of a model's answers."""

@@ -1,0 +1,139 @@
+"""Show a table of runs or groups: on a terminal, as Markdown, CSV, JSON or HTML."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich import box
+from rich.cells import cell_len
+from rich.table import Table
+
+from fashion import terminal
+from fashion.files import replacing
+from fashion.settings.metrics import METRICS
+
+FORMATS = ["table", "markdown", "csv", "json", "html"]
+MODEL_WIDTH = 15
+# What a table that is too wide does without, in this order.
+EXPENDABLE = ["images_per_second", "val_loss", "test_loss", "train_seconds"]
+
+
+def render(table: pd.DataFrame, output_format: str, metric: str = "val_accuracy") -> str:
+    """Return `runs` or `groups`, ordered by `metric`, as text in one of `FORMATS`.
+
+    "table" is for a terminal of 80 columns and keeps to the most telling columns, `metric` among
+    them; the others hold them all.
+    """
+    if output_format == "table":
+        return _terminal(table, metric)
+    if output_format == "markdown":
+        return _markdown(table)
+    if output_format == "csv":
+        return table.to_csv(index=False)
+    if output_format == "html":
+        return table.map(_plain).to_html(index=False, border=0) + "\n"
+    return table.to_json(orient="records", date_format="iso", double_precision=15, indent=2) + "\n"
+
+
+def write(table: pd.DataFrame, output_format: str, path: Path, metric: str) -> None:
+    """Write `render`'s text to a file.
+
+    Raises:
+        files.FileError: the file cannot be written.
+    """
+    with replacing(path) as file:
+        file.write_text(render(table, output_format, metric), encoding="utf-8")
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    rows = table.map(_plain).itertuples(index=False)
+    lines = [list(table.columns), ["---"] * len(table.columns), *map(list, rows)]
+    cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
+
+
+def _plain(value: Any) -> str:
+    if pd.isna(value):
+        return "-"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _terminal(table: pd.DataFrame, metric: str) -> str:
+    if table.empty:
+        return "No runs found: train some first, or widen the query.\n"
+    cells = _group_cells if "n" in table else _run_cells
+    rows = [cells(row, metric) for _, row in table.iterrows()]
+    columns = {header: [row[header] for row in rows] for header in rows[0]}
+    for name in EXPENDABLE:
+        if name != metric and _width(columns) > terminal.WIDTH:
+            columns.pop(METRICS[name].header, None)
+    rich_table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    for header in columns:
+        # Only a model's name may take several lines, so that no number is cut.
+        rich_table.add_column(
+            header,
+            justify="left" if header in ("model", "run") else "right",
+            overflow="fold",
+            no_wrap=header != "model",
+        )
+    for texts in zip(*columns.values(), strict=True):
+        rich_table.add_row(*texts)
+    return terminal.render(rich_table)
+
+
+def _width(columns: Mapping[str, Sequence[str]]) -> int:
+    """Return how wide a table is whose models' names are folded to `MODEL_WIDTH`."""
+    widths = {
+        header: max(cell_len(line) for text in (header, *texts) for line in text.split("\n"))
+        for header, texts in columns.items()
+    }
+    widths["model"] = min(widths["model"], MODEL_WIDTH)
+    return sum(widths.values()) + len(widths) - 1
+
+
+def _run_cells(row: pd.Series, _metric: str) -> dict[str, str]:
+    metrics = {
+        style.header: _number(row[name] * style.scale, style.spec)
+        for name, style in METRICS.items()
+    }
+    # A run that did not finish says so where its result would stand.
+    if row["status"] != "FINISHED":
+        metrics[METRICS["test_accuracy"].header] = row["status"]
+    return {
+        "model": row["model"],
+        **metrics,
+        "params": _number(row["num_parameters"], ",.0f"),
+        "ep.": _number(row["epochs"], ".0f"),
+        "seed": "-" if pd.isna(row["seed"]) else f"{row['seed']:.0f}",
+        "run": row["run_id"][:8],
+    }
+
+
+def _group_cells(row: pd.Series, metric: str) -> dict[str, str]:
+    shown = dict.fromkeys(["val_accuracy", "test_accuracy", metric, "train_seconds"])
+    return {
+        "model": row["model"],
+        "n": str(row["n"]),
+        **{METRICS[name].header: _spread(row, name) for name in shown},
+        "ep.": _number(row["epochs"], ".0f"),
+        "batch": _number(row["batch_size"], ".0f"),
+        "lr": _number(row["lr"], "g"),
+        "hidden": _number(row["hidden_units"], ".0f"),
+        "val\nsize": _number(row["val_size"], ".0f"),
+    }
+
+
+def _spread(row: pd.Series, name: str) -> str:
+    scale, spec = METRICS[name].scale, METRICS[name].spec
+    mean, std = row[f"{name}_mean"] * scale, row[f"{name}_std"] * scale
+    return _number(mean, spec) if pd.isna(std) else f"{_number(mean, spec)}±{_number(std, spec)}"
+
+
+def _number(value: float, spec: str) -> str:
+    """Format a number in at most 7 characters: 1.23e6 where `spec` would take more."""
+    if pd.isna(value):
+        return "-"
+    text = format(value, spec)
+    return text if len(text) <= 7 else re.sub(r"e\+?(-?)0*", r"e\1", f"{value:.3g}")

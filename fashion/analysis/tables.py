@@ -1,0 +1,115 @@
+"""Turn a model's predictions into the tables that people read."""
+
+import math
+from dataclasses import dataclass
+from itertools import permutations
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import classification_report
+from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
+from torch import Tensor
+
+from fashion.settings.task import CLASSES
+
+
+@dataclass(frozen=True)
+class ConfusedPair:
+    """How often images of one class were taken for another."""
+
+    true: str
+    predicted: str
+    times: int
+
+    def __str__(self) -> str:
+        unit = "time" if self.times == 1 else "times"
+        return f"{self.true} mistaken as {self.predicted}: {self.times} {unit}"
+
+
+def confusion_matrix(labels: Tensor, predicted: Tensor) -> pd.DataFrame:
+    """Count images by true class (rows) and predicted class (columns).
+
+    Args:
+        labels, predicted: int64 class indices, shape (N,).
+    """
+    counts = sklearn_confusion_matrix(labels, predicted, labels=range(len(CLASSES)))
+    return pd.DataFrame(
+        counts, index=pd.Index(CLASSES, name="true"), columns=pd.Index(CLASSES, name="predicted")
+    )
+
+
+def confused_pairs(confusion: pd.DataFrame, top: int = 10) -> list[ConfusedPair]:
+    """Return the `top` ordered pairs of different classes confused most often, worst first."""
+    pairs = [
+        ConfusedPair(true, predicted, int(confusion.to_numpy()[row, column]))
+        for (row, true), (column, predicted) in permutations(enumerate(CLASSES), 2)
+    ]
+    mistaken = [pair for pair in pairs if pair.times > 0]
+    return sorted(mistaken, key=lambda pair: -pair.times)[:top]
+
+
+def per_class(labels: Tensor, predicted: Tensor) -> pd.DataFrame:
+    """Return precision, recall, F1 and number of images, one row a class.
+
+    A class that was never predicted has precision 0.
+
+    Args:
+        labels, predicted: int64 class indices, shape (N,).
+    """
+    report = classification_report(
+        labels,
+        predicted,
+        labels=range(len(CLASSES)),
+        target_names=CLASSES,
+        output_dict=True,
+        zero_division=0,
+    )
+    table = pd.DataFrame([{"class": name, **report[name]} for name in CLASSES])
+    return table.rename(columns={"f1-score": "f1", "support": "images"}).astype({"images": int})
+
+
+def calibration(labels: Tensor, logits: Tensor, bins: int = 15) -> pd.DataFrame:
+    """Compare how sure a model was with how often it was right.
+
+    The confidence of an answer is the greatest of its softmax probabilities. Source: Guo, Pleiss,
+    Sun and Weinberger, "On Calibration of Modern Neural Networks" (arXiv:1706.04599).
+
+    Args:
+        labels: int64 class indices, shape (N,).
+        logits: float32, shape (N, 10).
+        bins: number of equal bins of confidence between 0 and 1.
+
+    Returns:
+        One row a bin: above and up_to (its bounds), images, and their mean confidence and accuracy,
+        both NaN for a bin without images.
+    """
+    confidence, predicted = logits.double().softmax(dim=1).max(dim=1)
+    answers = pd.DataFrame({"confidence": confidence, "right": predicted == labels})
+    bounds = np.linspace(0, 1, bins + 1)
+    # A diverged model's answers are NaN, and in no bin.
+    grouped = answers.groupby(
+        pd.cut(answers["confidence"], list(bounds), labels=False, include_lowest=True)
+    )
+    table = pd.DataFrame({"above": bounds[:-1], "up_to": bounds[1:]})
+    return table.assign(
+        images=grouped.size().reindex(table.index, fill_value=0),
+        confidence=grouped["confidence"].mean(),
+        accuracy=grouped["right"].mean(),
+    )
+
+
+def expected_calibration_error(table: pd.DataFrame) -> float:
+    """Return the mean difference of confidence and accuracy over the images of `calibration`.
+
+    NaN where there are none.
+    """
+    filled = table[table["images"] > 0]
+    gap = (filled["confidence"] - filled["accuracy"]).abs()
+    return float(np.average(gap, weights=filled["images"])) if len(filled) else math.nan
+
+
+def most_confidently_wrong(labels: Tensor, logits: Tensor, top: int = 9) -> Tensor:
+    """Return the indices (int64) of the wrong answers, the most confident first, at most `top`."""
+    confidence, predicted = logits.softmax(dim=1).max(dim=1)
+    wrong = (predicted != labels).nonzero().squeeze(1)
+    return wrong[confidence[wrong].argsort(descending=True, stable=True)][:top]

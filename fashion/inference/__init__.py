@@ -1,0 +1,1 @@
+"""Use a trained model: photographs, predictions, exported files."""

@@ -1,0 +1,143 @@
+"""Name what images show: gather samples, classify them, and show the answers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from fashion import terminal
+from fashion.data.dataset import Subset
+from fashion.files import replacing
+from fashion.inference import photographs
+from fashion.settings.task import CLASSES
+from fashion.training import evaluation
+
+# 20 rows of the figure: matplotlib draws at most 65,535 pixels, and people look at fewer.
+MAX_DRAWN = 60
+
+
+class Sample(NamedTuple):
+    """One image to classify.
+
+    Attributes:
+        name: what to call it in the answer.
+        image: uint8, shape (1, 28, 28), light on black.
+        true: its class, None where nobody knows.
+    """
+
+    name: str
+    image: Tensor
+    true: str | None
+
+
+class Answer(NamedTuple):
+    """What a model says of a sample.
+
+    Attributes:
+        sample: what was asked.
+        classes: the most probable classes, best first.
+        probabilities: theirs, by softmax of the logits.
+    """
+
+    sample: Sample
+    classes: list[str]
+    probabilities: list[float]
+
+
+def from_file(path: Path, invert: str) -> Sample:
+    """Read an image file.
+
+    Raises:
+        images.ImageError: as for `images.read`.
+    """
+    return Sample(photographs.printable(path), photographs.read(path, invert), None)
+
+
+def from_subset(subset: Subset, index: int) -> Sample:
+    """Take an image, and its class, out of the dataset's test images."""
+    return Sample(f"test image {index}", subset.images[index], CLASSES[subset.labels[index]])
+
+
+def classify(model: nn.Module, samples: Sequence[Sample], top: int) -> list[Answer]:
+    """Ask `model` for the `top` most probable classes of each sample."""
+    logits = evaluation.predict(model, torch.stack([sample.image for sample in samples]))
+    best = logits.softmax(dim=1).topk(top, dim=1)
+    return [
+        Answer(sample, [CLASSES[index] for index in indices], probabilities)
+        for sample, indices, probabilities in zip(
+            samples, best.indices.tolist(), best.values.tolist(), strict=True
+        )
+    ]
+
+
+def render(answers: Sequence[Answer]) -> str:
+    """Return the answers as text for a terminal of 80 columns."""
+    lines = []
+    for sample, classes, probabilities in answers:
+        title = f"{sample.name} (true class: {sample.true})" if sample.true else sample.name
+        lines.append(_shorten(title, terminal.WIDTH))
+        lines += [f"{p:8.2%}  {name}" for name, p in zip(classes, probabilities, strict=True)]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def write(answers: Sequence[Answer], path: Path) -> None:
+    """Write the answers as CSV, or if `path` ends in .json as a list of objects.
+
+    A row, or an object, is one class of one image: image (its name), true (its class, empty or
+    null where nobody knows), rank (1 for the most probable), predicted (a class), probability.
+
+    Raises:
+        files.FileError: the file cannot be written.
+    """
+    table = pd.DataFrame(
+        [
+            (sample.name, sample.true, rank, name, probability)
+            for sample, classes, probabilities in answers
+            for rank, (name, probability) in enumerate(zip(classes, probabilities, strict=True), 1)
+        ],
+        columns=["image", "true", "rank", "predicted", "probability"],
+    )
+    with replacing(path) as file:
+        if path.suffix.lower() == ".json":
+            table.to_json(file, orient="records", indent=2)
+        else:
+            table.to_csv(file, index=False)
+
+
+def draw(answers: Sequence[Answer], path: Path) -> None:
+    """Write a figure of the first `MAX_DRAWN` images with their classes.
+
+    Green and red tell right from wrong, if the true class of every image is known.
+
+    Raises:
+        files.FileError: the file cannot be written.
+    """
+    # Imported here because scikit-learn, which it uses, takes a second to load.
+    from fashion.analysis import figures
+
+    drawn = answers[:MAX_DRAWN]
+    true = [answer.sample.true for answer in drawn if answer.sample.true]
+    all_known = len(true) == len(drawn)
+    figure = figures.prediction_grid(
+        torch.stack([answer.sample.image for answer in drawn]),
+        predicted=[answer.classes[0] if all_known else _caption(answer) for answer in drawn],
+        true=true if all_known else None,
+        title=f"the first {len(drawn)} of {len(answers):,}" if len(drawn) < len(answers) else "",
+    )
+    with replacing(path) as file:
+        figure.savefig(file, dpi=100)
+
+
+def _caption(answer: Answer) -> str:
+    # A third of the figure's width holds 30 characters; matplotlib reads $ as mathematics.
+    name = _shorten(Path(answer.sample.name).name, 30).replace("$", r"\$")
+    caption = f"{name}\n{answer.classes[0]} {answer.probabilities[0]:.0%}"
+    return f"{caption}\ntrue: {answer.sample.true}" if answer.sample.true else caption
+
+
+def _shorten(text: str, width: int) -> str:
+    # Of a long path the end tells more.
+    return text if len(text) <= width else f"...{text[3 - width :]}"

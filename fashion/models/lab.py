@@ -1,0 +1,82 @@
+"""The lab's three models, and the second one without its handicap."""
+
+import math
+from collections import OrderedDict
+from itertools import pairwise
+
+from torch import nn
+
+from fashion.settings.task import CLASSES, IMAGE_SHAPE
+
+
+def baseline(hidden_units: int = 10) -> nn.Module:
+    """V0: two linear layers with nothing between them, so a linear classifier."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(math.prod(IMAGE_SHAPE), hidden_units),
+        nn.Linear(hidden_units, len(CLASSES)),
+    )
+
+
+def nonlinear(hidden_units: int = 10) -> nn.Module:
+    """V1: a ReLU after each linear layer.
+
+    The last one clamps the logits at zero, and a class whose logit it clamps gets no gradient:
+    the handicap is the lesson.
+    """
+    return nn.Sequential(*_one_hidden_layer(hidden_units), nn.ReLU())
+
+
+def nonlinear_fixed(hidden_units: int = 10) -> nn.Module:
+    """V1 without its last ReLU: what the handicap costs."""
+    return nn.Sequential(*_one_hidden_layer(hidden_units))
+
+
+def _one_hidden_layer(hidden_units: int) -> list[nn.Module]:
+    return [
+        nn.Flatten(),
+        nn.Linear(math.prod(IMAGE_SHAPE), hidden_units),
+        nn.ReLU(),
+        nn.Linear(hidden_units, len(CLASSES)),
+    ]
+
+
+class TinyVGG(nn.Sequential):
+    """V2: blocks of two 3x3 convolutions and a max-pooling, as in the CNN Explainer.
+
+    Source: Wang et al., "CNN Explainer" (arXiv:2004.15004), https://poloclub.github.io/cnn-explainer.
+
+    Args:
+        hidden_units: channels of every convolution.
+        blocks: 1 to 4; each halves height and width.
+        dropout: probability with which a feature is dropped before the classifier.
+        batch_norm: normalise after each convolution.
+    """
+
+    def __init__(
+        self,
+        hidden_units: int = 10,
+        blocks: int = 2,
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+    ) -> None:
+        size = IMAGE_SHAPE[-1] // 2**blocks
+        channels = [IMAGE_SHAPE[0], *[hidden_units] * blocks]
+        layers: dict[str, nn.Module] = {}
+        for number, (inputs, outputs) in enumerate(pairwise(channels), start=1):
+            layers[f"block_{number}"] = nn.Sequential(
+                *self._convolution(inputs, outputs, batch_norm),
+                *self._convolution(outputs, outputs, batch_norm),
+                nn.MaxPool2d(2),
+            )
+        layers["classifier"] = nn.Sequential(
+            nn.Flatten(),
+            *([nn.Dropout(dropout)] if dropout else []),
+            nn.Linear(hidden_units * size**2, len(CLASSES)),
+        )
+        super().__init__(OrderedDict(layers))
+
+    @staticmethod
+    def _convolution(inputs: int, outputs: int, batch_norm: bool) -> list[nn.Module]:
+        norm = [nn.BatchNorm2d(outputs)] if batch_norm else []
+        return [nn.Conv2d(inputs, outputs, kernel_size=3, padding=1), *norm, nn.ReLU()]

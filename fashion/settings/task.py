@@ -1,0 +1,29 @@
+"""What is classified: classes, image shape, sizes of the splits."""
+
+CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+IMAGE_SHAPE = (1, 28, 28)
+TRAIN_SIZE = 60_000
+TEST_SIZE = 10_000
+HOMEPAGE = "https://github.com/zalandoresearch/fashion-mnist"
+# The split has a seed of its own, so that runs with different training seeds stay comparable:
+# they are all validated on the same images.
+SPLIT_SEED = 42
+
+
+def check_val_size(val_size: int) -> None:
+    """Raise ValueError unless a stratified split can hold `val_size` training images out."""
+    if val_size and not len(CLASSES) <= val_size <= TRAIN_SIZE - len(CLASSES):
+        raise ValueError(
+            f"{val_size} is neither 0 nor between {len(CLASSES)} and {TRAIN_SIZE - len(CLASSES)}"
+        )

@@ -1,0 +1,141 @@
+"""What a sweep searches: a file that gives each option a value, a list of values or a range."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fashion.errors import FashionError
+
+METRIC, MODE = "val_accuracy", "max"
+SEARCHES = ("random", "grid", "optuna")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to search.
+
+    Attributes:
+        search: one of `SEARCHES`.
+        trials: how many configurations random and optuna try; grid tries all.
+        seed: of the search.
+        epochs: of a trial that is not stopped.
+        grace_epochs: epochs that every trial gets before ASHA may stop it; 0 stops none.
+        cpus, gpus: of each trial.
+        retries: how often a trial that fails is started again, from its last epoch.
+    """
+
+    search: str
+    trials: int
+    seed: int
+    epochs: int
+    grace_epochs: int
+    cpus: int
+    gpus: float
+    retries: int
+
+
+Value = str | int | float | bool
+
+
+class SpaceError(FashionError):
+    """The file cannot be read, or says something else than what to search."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, all as likely, or their logarithms where `log`."""
+
+    low: float
+    high: float
+    log: bool
+
+
+@dataclass(frozen=True)
+class Space:
+    """What to search.
+
+    Attributes:
+        dimensions: by option: one value is fixed, a list is a choice.
+        text: the file it was read from.
+    """
+
+    dimensions: dict[str, Value | list[Value] | Range]
+    text: str
+
+    @property
+    def searched(self) -> list[str]:
+        """The options that are not fixed."""
+        return [name for name, value in self.dimensions.items() if isinstance(value, list | Range)]
+
+    def corners(self) -> Iterator[dict[str, Value]]:
+        """Yield each combination of the choices and of the ends of the ranges."""
+        for chosen in product(*map(_ends, self.dimensions.values())):
+            yield dict(zip(self.dimensions, chosen, strict=True))
+
+
+def _ends(value: Value | list[Value] | Range) -> list[Value]:
+    if isinstance(value, Range):
+        return [value.low, value.high]
+    return value if isinstance(value, list) else [value]
+
+
+def read(path: Path) -> Space:
+    """Read a search space.
+
+    Raises:
+        SpaceError: the file cannot be read, or is no search space; says where.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        raise SpaceError(f"cannot read {path}: {reason}") from error
+    return parse(text, str(path))
+
+
+def parse(text: str, source: str) -> Space:
+    """Return the search space of a file's text; `source` is what errors call it.
+
+    Raises:
+        SpaceError: it is no search space; says where.
+    """
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise SpaceError(f"{source}{where}: not YAML") from error
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise SpaceError(f"{source}: names no options")
+    dimensions = {
+        name.replace("-", "_"): _dimension(source, name, value) for name, value in content.items()
+    }
+    space = Space(dimensions, text)
+    if not space.searched:
+        raise SpaceError(f"{source}: fixes every option: nothing to search")
+    return space
+
+
+def _dimension(source: str, name: str, value: Any) -> Value | list[Value] | Range:
+    if isinstance(value, Value):
+        return value
+    if isinstance(value, list) and value and all(isinstance(item, Value) for item in value):
+        return value
+    if isinstance(value, dict) and len(value) == 1:
+        ((kind, ends),) = value.items()
+        numbers = isinstance(ends, list) and all(
+            isinstance(end, int | float) and isfinite(end) for end in ends
+        )
+        if kind in ("uniform", "loguniform") and numbers and len(ends) == 2:
+            low, high = ends
+            if low < high and (kind == "uniform" or low > 0):
+                return Range(float(low), float(high), kind == "loguniform")
+    raise SpaceError(
+        f"{source}: {name} is no value, list of values, {{uniform: [low, high]}} or"
+        " {loguniform: [low, high]}"
+    )

@@ -1,0 +1,90 @@
+"""A live table of a sweep's trials on a terminal; elsewhere a line for each that ends."""
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from fashion.sweeps.plan import Space
+
+# Rows that fit a small terminal; the best trials come first.
+ROWS = 20
+ENDED = ("TERMINATED", "ERROR")
+
+Row = tuple[str, str, int, float | None, dict[str, Any]]
+
+
+class TrialTable:
+    """Shows trials while the block lasts."""
+
+    def __init__(self, space: Space, epochs: int) -> None:
+        self._options, self._epochs = space.searched, epochs
+        self._console = Console()
+        self._live = Live(console=self._console, refresh_per_second=2)
+        self._told: set[str] = set()
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def show(self, rows: Sequence[Row]) -> None:
+        """Show the trials: name, status, epochs trained, accuracy, configuration."""
+        if self._console.is_terminal:
+            self._live.update(self._table(rows))
+            return
+        for name, status, epoch, accuracy, config in rows:
+            if status in ENDED and name not in self._told:
+                self._told.add(name)
+                what = " ".join(f"{option}={_short(config[option])}" for option in self._options)
+                print(
+                    f"trial {name}: {_outcome(status, epoch, self._epochs)},"
+                    f" {_percent(accuracy)}: {what}",
+                    flush=True,
+                )
+
+    def _table(self, rows: Sequence[Row]) -> Table:
+        table = Table(box=None, caption=_count(rows), caption_justify="left")
+        for heading in ("trial", "", "ep.", "val %", *self._options):
+            table.add_column(heading, no_wrap=True, justify="right" if heading != "" else "left")
+        best_first = sorted(rows, key=lambda row: (row[1] in ENDED, -(row[3] or 0)))
+        for name, status, epoch, accuracy, config in best_first[:ROWS]:
+            table.add_row(
+                name.rpartition("_")[2],
+                _outcome(status, epoch, self._epochs),
+                str(epoch),
+                _percent(accuracy),
+                *(_short(config[option]) for option in self._options),
+            )
+        return table
+
+
+def _count(rows: Sequence[Row]) -> str:
+    ended = sum(status in ENDED for _, status, *_ in rows)
+    return f"{ended} of {len(rows)} trials have ended"
+
+
+def _outcome(status: str, epoch: int, epochs: int) -> str:
+    if status == "TERMINATED":
+        return "finished" if epoch >= epochs else "stopped early"
+    return "failed" if status == "ERROR" else status.lower()
+
+
+def _percent(accuracy: float | None) -> str:
+    return "-" if accuracy is None else f"{100 * accuracy:.2f}"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

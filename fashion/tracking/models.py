@@ -1,0 +1,217 @@
+"""Log models to MLflow, load them back, and verify them."""
+
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Run
+from mlflow.environment_variables import MLFLOW_ALLOW_PICKLE_DESERIALIZATION
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, infer_signature
+from torch import nn
+
+from fashion.data.dataset import FashionMNIST, Subset, to_float
+from fashion.errors import FashionError
+from fashion.models import catalogue
+from fashion.settings.experiment import THE_LABS, Architecture
+from fashion.settings.task import IMAGE_SHAPE
+from fashion.tracking.store import environment
+from fashion.training.evaluation import Evaluation, evaluate
+
+MODEL_ARTIFACT = "model"
+# What loading the logged model takes; inferring it would load the model in a second process.
+PIP_REQUIREMENTS = [
+    f"mlflow=={mlflow.__version__}",
+    f"torch=={torch.__version__.split('+')[0]}",
+]
+
+
+def log_model(run: Run, model: nn.Module, subset: Subset, answers: Evaluation) -> str:
+    """Log the run's model as a pt2 archive: no pickle, none of our code to load it.
+
+    What an earlier attempt at the run has logged of it is completed, so that a run has one model.
+
+    Args:
+        run: the active one.
+        model: in evaluation mode, on the CPU.
+        subset: images, of which the first ones are the input example.
+        answers: the model's answers on `subset`.
+
+    Returns:
+        The logged model's id.
+    """
+    begun = _begun_model(run)
+    if begun is not None and begun.status == LoggedModelStatus.READY:
+        return begun.model_id
+    # A batch of two keeps the batch dimension dynamic: torch.export fixes a dimension of size 1.
+    images = to_float(subset.images[:2]).numpy()
+    archive: dict[str, Any] = {
+        "signature": infer_signature(images, answers.logits[:2].numpy()),
+        "input_example": images,
+        "pip_requirements": PIP_REQUIREMENTS,
+        "serialization_format": "pt2",
+    }
+    if begun is None:
+        return mlflow.pytorch.log_model(model, name=MODEL_ARTIFACT, **archive).model_id
+    _complete_model(run, begun, model, archive)
+    return begun.model_id
+
+
+def _begun_model(run: Run) -> LoggedModel | None:
+    """Return the model that an earlier attempt at the run has logged, or began to, if any."""
+    found = MlflowClient().search_logged_models(
+        [run.info.experiment_id], f"source_run_id = '{run.info.run_id}'", max_results=1
+    )
+    return found[0] if found else None
+
+
+def _complete_model(
+    run: Run, begun: LoggedModel, model: nn.Module, archive: Mapping[str, Any]
+) -> None:
+    """Log a begun model to its end.
+
+    MLflow's log_model would make it an output of its run, which it may be already, and fail.
+    """
+    client, run_id, model_id = MlflowClient(), run.info.run_id, begun.model_id
+    outputs = client.get_run(run_id).outputs
+    if model_id not in {output.model_id for output in (outputs.model_outputs if outputs else ())}:
+        client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+    described = Model(begun.artifact_location, run_id, model_uuid=model_id, model_id=model_id)
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder, MODEL_ARTIFACT))
+        mlflow.pytorch.save_model(model, path, mlflow_model=described, **archive)
+        client.log_model_artifacts(model_id, path)
+    client.finalize_logged_model(model_id, LoggedModelStatus.READY)
+
+
+# How far a loaded model's loss and accuracy may lie from those of its run. Another processor sums
+# in another order; a wrong or damaged model is off by far more.
+TOLERANCE = 1e-4
+
+
+class RegistryError(FashionError):
+    """Nothing can be registered, or the alias cannot be moved."""
+
+
+def model_uri(run: Run) -> str:
+    """Return the URI of the model that `run` logged.
+
+    Raises:
+        RegistryError: it logged none.
+    """
+    outputs = run.outputs.model_outputs if run.outputs else []
+    if not outputs:
+        raise RegistryError(f"run {run.info.run_id} has logged no model")
+    return f"models:/{outputs[-1].model_id}"
+
+
+def load(uri: str) -> nn.Module:
+    """Load a model from the tracking store or the registry, ready to predict on the CPU.
+
+    Args:
+        uri: for example models:/fashion-mnist-cnn@champion, or models:/m-... for a run's model.
+
+    Raises:
+        RegistryError: there is no such model, its files are missing or damaged, or it is pickled.
+    """
+    refuse_pickle = environment({MLFLOW_ALLOW_PICKLE_DESERIALIZATION.name: "false"})
+    try:
+        with _quiet(logging.getLogger("torch.export")), refuse_pickle:
+            return mlflow.pytorch.load_model(uri)
+    except Exception as error:  # what a damaged file raises depends on the byte
+        if MLFLOW_ALLOW_PICKLE_DESERIALIZATION.name in str(error):
+            raise RegistryError(
+                f"{uri} cannot be loaded: it is damaged or pickled, and unpickling may run any code"
+            ) from error
+        raise RegistryError(f"{uri} cannot be loaded: {_first_line(error)}") from error
+
+
+def rebuild(uri: str) -> nn.Module:
+    """Build a logged model anew in `fashion.models`, with the weights stored at `uri`.
+
+    What `load` returns is one traced graph, without the layers that it was made of.
+
+    Returns:
+        The model in evaluation mode, on the CPU; it gives the logits of the stored one.
+
+    Raises:
+        RegistryError: there is no such model, no training run of this project logged it, or
+            `fashion.models` has changed since.
+    """
+    stored = load(uri)
+    try:
+        run_id = mlflow.models.get_model_info(uri).run_id
+        params = mlflow.get_run(run_id).data.params if run_id else {}
+        model = catalogue.build(params["model"], 0, _architecture(params)).eval()
+    except (MlflowException, KeyError, ValueError) as error:
+        raise RegistryError(
+            f"{uri} was logged by no training run of a model in fashion/models"
+        ) from error
+    changed = f"{params['model']} in fashion/models has changed since {uri} was logged"
+    try:
+        model.load_state_dict(stored.state_dict())
+    except RuntimeError as error:
+        raise RegistryError(f"{changed}: its weights do not fit") from error
+    images = torch.rand(2, *IMAGE_SHAPE, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        rebuilt, expected = model(images), stored(images)
+    # A model whose training diverged answers NaN, and can be looked into all the same.
+    if not torch.allclose(rebuilt, expected, rtol=1e-4, atol=1e-4, equal_nan=True):
+        raise RegistryError(f"{changed}: it gives other logits")
+    return model
+
+
+def _architecture(params: Mapping[str, str]) -> Architecture:
+    """Return what a run logged; runs of earlier versions had no choice but of `hidden_units`."""
+    return Architecture(
+        hidden_units=int(params.get("hidden_units", THE_LABS.hidden_units)),
+        blocks=int(params.get("blocks", THE_LABS.blocks)),
+        dropout=float(params.get("dropout", THE_LABS.dropout)),
+        batch_norm=params.get("batch_norm", "false").lower() == "true",
+    )
+
+
+def verify(run: Run, model: nn.Module, dataset: FashionMNIST) -> Evaluation:
+    """Evaluate a stored model on the test set and return what was measured.
+
+    Raises:
+        RegistryError: loss or accuracy differ from what the run logged by more than `TOLERANCE`.
+    """
+    try:
+        measured = evaluate(model, dataset.test)
+    except Exception as error:  # whatever a model raises that was made for other images
+        raise RegistryError(
+            f"the stored model of run {run.info.run_id} fails on the test set"
+            f" ({_first_line(error)}): not registered"
+        ) from error
+    values = {"test_loss": measured.loss, "test_accuracy": measured.accuracy}
+    for metric, value in values.items():
+        logged = run.data.metrics.get(metric)
+        # Not "difference > tolerance", which a NaN would pass.
+        if logged is None or not abs(value - logged) <= TOLERANCE:
+            raise RegistryError(
+                f"the stored model of run {run.info.run_id} gives {metric} {value:.6f}, but the"
+                f" run logged {'none' if logged is None else f'{logged:.6f}'}: not registered"
+            )
+    return measured
+
+
+@contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    """Let nothing through: torch logs a traceback of an error before it raises it."""
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,0 +1,226 @@
+"""Query training runs into a pandas table, and show it."""
+
+import math
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow.entities import LifecycleStage, Run
+from mlflow.exceptions import MlflowException
+
+from fashion.errors import FashionError
+from fashion.settings.metrics import METRICS
+
+NUMBERS = [
+    "num_parameters",
+    "epochs",
+    "batch_size",
+    "lr",
+    "hidden_units",
+    "blocks",
+    "dropout",
+    "val_size",
+    "seed",
+    "momentum",
+    "weight_decay",
+    "warmup_epochs",
+    "label_smoothing",
+    "clip_norm",
+    "ema_decay",
+    "patience",
+    "mixup",
+    "freeze_epochs",
+]
+SWITCHES = ["batch_norm", "nesterov"]
+NAMES = [*SWITCHES, "optimizer", "schedule", "augment", "precision", "pretrained"]
+PARAMS = [*NUMBERS, *NAMES]
+ATTRIBUTES = ["run_name", "run_id", "status", "start_time"]
+COLUMNS = ["model", *METRICS, *PARAMS, *ATTRIBUTES]
+# Runs that share all of these are repetitions of one experiment, apart from their seed.
+GROUP_KEY = ["model", *(name for name in PARAMS if name not in ("seed", "num_parameters"))]
+ALL = "all"
+NEWEST_FIRST = ["attributes.start_time DESC"]
+FINISHED = "attributes.status = 'FINISHED'"
+UNFINISHED = "attributes.status != 'FINISHED'"
+
+
+class CompareError(FashionError):
+    """The query makes no sense to the tracking store."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """Which runs to compare.
+
+    Attributes:
+        experiments: names, or `ALL` alone; empty means the active experiment.
+        filter_string: MLflow's search syntax, for example "params.seed = '42'".
+        models: only these models; empty means all.
+        metric: one of `METRICS`, which orders the runs, best first.
+        top: at most so many runs (or groups).
+        latest_per_model: only the run of each model that started last.
+    """
+
+    experiments: Sequence[str] = ()
+    filter_string: str = ""
+    models: Sequence[str] = ()
+    metric: str = "val_accuracy"
+    top: int = 20
+    latest_per_model: bool = False
+
+
+def runs(query: Query) -> pd.DataFrame:
+    """Return the runs of `query` as `COLUMNS`: finished ones first, and of those the best first.
+
+    Runs that lack the metric come after their peers. The tracking store filters, orders and
+    limits.
+
+    Raises:
+        CompareError: an experiment does not exist, or the filter is not valid.
+    """
+    experiments = _experiment_ids(query)
+    if query.latest_per_model:
+        found = _latest_of_each_model(query, experiments)
+    else:
+        direction = "ASC" if METRICS[query.metric].lower_is_better else "DESC"
+        order = [f"metrics.{query.metric} {direction}", "attributes.start_time ASC"]
+        found = [
+            run
+            for conditions in _by_model(query.models)
+            for status in (FINISHED, UNFINISHED)
+            for run in _search(query, experiments, [*conditions, status], order, query.top)
+        ]
+    return _best_first(_table(found), query.metric).head(query.top)
+
+
+def groups(query: Query) -> pd.DataFrame:
+    """Return mean and standard deviation over the seeds of each experiment, best first.
+
+    A group is the finished runs that share `GROUP_KEY`. Of several runs with one seed the latest
+    counts: a repetition of the same seed is no further evidence. The standard deviation is the
+    sample's (n - 1) and NaN for a single seed. Both are NaN where one seed lacks the metric, or
+    diverged: they would be those of the seeds that went well.
+
+    Returns:
+        One row a group: `GROUP_KEY`, num_parameters, n, then METRIC_mean and METRIC_std for each
+        of `METRICS`.
+
+    Raises:
+        CompareError: as for `runs`.
+    """
+    experiments = _experiment_ids(query)
+    finished = [
+        run
+        for conditions in _by_model(query.models)
+        for run in _search(query, experiments, [*conditions, FINISHED], NEWEST_FIRST)
+    ]
+    table = _table(finished).drop_duplicates([*GROUP_KEY, "seed"])
+    mean = partial(pd.Series.mean, skipna=False)
+    std = partial(pd.Series.std, skipna=False)
+    statistics: dict[str, Any] = {
+        "num_parameters": ("num_parameters", "first"),
+        "n": ("seed", "size"),
+        **{f"{metric}_mean": (metric, mean) for metric in METRICS},
+        **{f"{metric}_std": (metric, std) for metric in METRICS},
+    }
+    summary = table.groupby(GROUP_KEY, dropna=False).agg(**statistics).reset_index()
+    return _best_first(summary, f"{query.metric}_mean").head(query.top)
+
+
+def _best_first(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    ascending = METRICS[column.removesuffix("_mean")].lower_is_better
+    table = table.sort_values(column, ascending=ascending, kind="stable")
+    if "status" in table:
+        table = table.sort_values("status", key=lambda status: status != "FINISHED", kind="stable")
+    return table.reset_index(drop=True)
+
+
+def _experiment_ids(query: Query) -> list[str] | None:
+    """Return the ids of the experiments; [] stands for the active one and None for all of them."""
+    if list(query.experiments) == [ALL]:
+        return None
+    ids = []
+    for name in query.experiments:
+        # MLflow's own search leaves out a name that it does not know.
+        experiment = mlflow.get_experiment_by_name(name)
+        if experiment is None or experiment.lifecycle_stage != LifecycleStage.ACTIVE:
+            raise CompareError(f"there is no experiment {name!r} in the tracking store")
+        ids.append(experiment.experiment_id)
+    return ids
+
+
+def _by_model(models: Sequence[str]) -> list[list[str]]:
+    """Return the conditions of one search for each model; no condition where all are wanted."""
+    for model in models:
+        if not re.fullmatch(r"[\w:.-]+", model):
+            raise CompareError(f"{model!r} is no model name")
+    return [[f"tags.model = '{model}'"] for model in dict.fromkeys(models)] or [[]]
+
+
+def _latest_of_each_model(query: Query, experiments: list[str] | None) -> list[Run]:
+    if query.models:
+        return [
+            run
+            for conditions in _by_model(query.models)
+            for run in _search(query, experiments, conditions, NEWEST_FIRST, 1)
+        ]
+    # The store cannot group: ask for the newest run of any model that has not been seen yet.
+    found: list[Run] = []
+    others: list[str] = []
+    while newest := _search(query, experiments, others, NEWEST_FIRST, 1):
+        found += newest
+        others.append(f"tags.model != '{newest[0].data.tags['model']}'")
+    return found
+
+
+def _search(
+    query: Query,
+    experiments: list[str] | None,
+    conditions: Sequence[str],
+    order: list[str],
+    limit: int = sys.maxsize,
+) -> list[Run]:
+    """Return the training runs that fulfil `conditions` and the query's filter.
+
+    Raises:
+        CompareError: the filter is not valid.
+    """
+    filters = ["tags.model LIKE '%'", *conditions, query.filter_string]
+    try:
+        return mlflow.search_runs(
+            experiment_ids=experiments,
+            search_all_experiments=experiments is None,
+            filter_string=" and ".join(filter(None, filters)),
+            max_results=limit,
+            order_by=order,
+            output_format="list",
+        )
+    except MlflowException as error:
+        raise CompareError(str(error).splitlines()[0]) from error
+
+
+def _table(found: Sequence[Run]) -> pd.DataFrame:
+    rows = [
+        {
+            "model": run.data.tags["model"],
+            **{name: run.data.metrics.get(name, math.nan) for name in METRICS},
+            **{name: run.data.params.get(name) for name in PARAMS},
+            "run_name": run.info.run_name,
+            "run_id": run.info.run_id,
+            "status": run.info.status,
+            "start_time": pd.Timestamp(run.info.start_time, unit="ms", tz="UTC"),
+        }
+        for run in found
+    ]
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    # MLflow stores parameters as text: "0.10" typed at the command line is the number 0.1. The
+    # conversion of dtypes keeps whole numbers whole where another run lacks the parameter.
+    table[NUMBERS] = table[NUMBERS].apply(pd.to_numeric, errors="coerce").convert_dtypes()
+    table[NAMES] = table[NAMES].astype("string")
+    table[SWITCHES] = table[SWITCHES].apply(lambda values: values.str.lower())
+    return table.astype(dict.fromkeys(METRICS, float))

@@ -1,0 +1,99 @@
+"""Parameters, datasets, tables and figures logged to MLflow runs."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import mlflow
+import pandas as pd
+from matplotlib.figure import Figure
+from mlflow import MlflowClient
+from mlflow.data.http_dataset_source import HTTPDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import Run
+
+from fashion.analysis import figures, tables
+from fashion.data.dataset import Subset
+from fashion.settings.task import HOMEPAGE
+from fashion.tracking import runs
+from fashion.training.evaluation import Evaluation
+
+PER_CLASS_ARTIFACT = "per_class.json"
+
+
+def log_spread(run_ids: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Log mean and standard deviation of the runs' final metrics in the active run.
+
+    The standard deviation is the sample's (n - 1).
+
+    Returns:
+        (mean, standard deviation) by metric.
+    """
+    finals = pd.DataFrame([mlflow.get_run(run_id).data.metrics for run_id in run_ids])
+    spread = {str(name): (values.mean(), values.std()) for name, values in finals.items()}
+    mlflow.log_metrics(
+        {f"{name}_mean": mean for name, (mean, _) in spread.items()}
+        | {f"{name}_std": std for name, (_, std) in spread.items()}
+    )
+    return spread
+
+
+@contextmanager
+def _active_or_new_run(name: str) -> Iterator[str]:
+    active = mlflow.active_run()
+    if active:
+        yield active.info.run_id
+    else:
+        with runs.running(name=name) as run:
+            yield run.info.run_id
+
+
+def log_comparison(table: pd.DataFrame) -> str:
+    """Log a table of `compare.runs` or `compare.groups` and its figure; return the run's id.
+
+    The run is the active one, else the one that `mlflow run` opened, else a new one.
+    """
+    printable = table.astype(dict.fromkeys(table.select_dtypes("datetimetz").columns, str))
+    with _active_or_new_run("comparison") as run_id:
+        mlflow.log_table(printable, "comparison.json")
+        mlflow.log_figure(figures.comparison(table), "comparison.png")
+    return run_id
+
+
+def log_exploration(table: str, drawn: Mapping[str, Figure]) -> str:
+    """Log what `explore` made, its figures by file name; return the run's id.
+
+    The run is the one that `mlflow run` opened, else a new one.
+    """
+    with _active_or_new_run("explore") as run_id:
+        mlflow.log_text(table, "layers.txt")
+        for name, figure in drawn.items():
+            mlflow.log_figure(figure, name)
+    return run_id
+
+
+def _log_params(run: Run, params: Mapping[str, Any]) -> None:
+    # `mlflow run` has logged the parameters of the entry point as they were typed. A parameter
+    # cannot be logged again in another spelling (1e-1 for 0.1): mlflow/mlflow#3536.
+    mlflow.log_params({key: params[key] for key in params.keys() - run.data.params.keys()})
+
+
+def _log_lineage(training: Subset, validation: Subset | None, test: Subset) -> None:
+    subsets = {"training": training, "validation": validation, "test": test}
+    present = {context: subset for context, subset in subsets.items() if subset is not None}
+    source = HTTPDatasetSource(HOMEPAGE)
+    mlflow.log_inputs(
+        datasets=[
+            MetaDataset(source, name=subset.name, digest=subset.digest)  # type: ignore[abstract]
+            for subset in present.values()
+        ],
+        contexts=list(present),
+        tags_list=[{"images": str(len(subset))} for subset in present.values()],
+    )
+
+
+def _log_per_class(run: Run, subset: Subset, answers: Evaluation) -> None:
+    logged = {file.path for file in MlflowClient().list_artifacts(run.info.run_id)}
+    if PER_CLASS_ARTIFACT not in logged:  # log_table would append to it
+        table = tables.per_class(subset.labels, answers.logits.argmax(dim=1))
+        mlflow.log_table(table, PER_CLASS_ARTIFACT)

@@ -1,0 +1,1 @@
+"""Train and evaluate a model. Knows nothing of MLflow."""
