@@ -15,8 +15,9 @@ from benchmarks.timing import interleave, medians, table
 ROOT = Path(__file__).parent.parent
 # Among them what MLflow and torch.export import late, to log a model.
 IMPORTED = (
-    "torch, mlflow, fashion.tracking, sklearn.model_selection, mlflow.pytorch, torch._dynamo",
-    "torch.export._trace, torch.export.pt2_archive, mlflow.store.tracking.sqlalchemy_store",
+    "torch, mlflow, fashion.tracking.training, sklearn.model_selection, mlflow.pytorch",
+    "torch._dynamo, torch.export._trace, torch.export.pt2_archive",
+    "mlflow.store.tracking.sqlalchemy_store",
 )
 
 

@@ -2,7 +2,7 @@
 
 import click
 
-from entrypoints.options import Command
+from entrypoints.cli.command import Command
 
 
 @click.command(cls=Command)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from entrypoints.options import Command, experiment_option, names, switch
+from entrypoints.cli.command import Command
+from entrypoints.cli.options import experiment_option, names, switch
 from fashion.settings.metrics import METRICS
 
 

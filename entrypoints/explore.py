@@ -1,42 +1,28 @@
 """Look inside a model: mlflow run . -e explore"""
 
+from typing import Any
+
 import click
 
-from entrypoints.options import Command, ModelName, data_dir_option
+from entrypoints.cli.command import Command
+from entrypoints.cli.options import data_dir_option, experiment_asked_for, settings_options
+from fashion.settings.experiment import Architecture
+from fashion.settings.option import options_of
+from fashion.settings.task import TEST_SIZE
 
 
 @click.command(cls=Command)
-@click.option(
-    "--model",
-    type=ModelName(),
-    default="cnn",
-    show_default=True,
-    help="A model of fashion/models, untrained: baseline, nonlinear, nonlinear-fixed, cnn,"
-    " compact, resnet.",
-)
+@settings_options("model", *options_of(Architecture), "seed")
 @click.option(
     "--model-uri",
     default="",
     metavar="URI",
-    help="A trained model to explore instead, such as models:/fashion-mnist-cnn@champion.",
-)
-@click.option(
-    "--hidden-units",
-    type=click.IntRange(min=1, max=4096),
-    default=10,
-    show_default=True,
-    help="Width of the hidden layer, or channels of the CNN, of the untrained model.",
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0, max=2**32 - 1),
-    default=42,
-    show_default=True,
-    help="Seed of the untrained model's weights.",
+    help="Explore this trained model, such as models:/fashion-mnist-cnn@champion, instead of an"
+    " untrained one.",
 )
 @click.option(
     "--index",
-    type=click.IntRange(min=0, max=9999),
+    type=click.IntRange(min=0, max=TEST_SIZE - 1),
     default=0,
     show_default=True,
     help="Which test image to show the model.",
@@ -48,22 +34,14 @@ from entrypoints.options import Command, ModelName, data_dir_option
     help="Write the table and the figures there too.",
 )
 @data_dir_option
-def explore(
-    model: str,
-    model_uri: str,
-    hidden_units: int,
-    seed: int,
-    index: int,
-    output_dir: str,
-    data_dir: str,
-) -> None:
+def explore(model_uri: str, index: int, output_dir: str, data_dir: str, **settings: Any) -> None:
     """Show a model's layers, its filters, and what it makes of one test image."""
+    asked = experiment_asked_for(settings)
     from pathlib import Path
 
     from fashion.analysis import layers
     from fashion.data.dataset import load_dataset, to_float
     from fashion.models import catalogue
-    from fashion.settings.experiment import Architecture
     from fashion.settings.task import CLASSES
     from fashion.tracking import models, records, store
 
@@ -72,8 +50,9 @@ def explore(
     if model_uri:
         name, network = model_uri, models.rebuild(model_uri)
     else:
-        name = f"{model}, untrained, {hidden_units} hidden units, seed {seed}"
-        network = catalogue.build(model, seed, Architecture(hidden_units))
+        width, seed = asked.architecture.hidden_units, asked.recipe.seed
+        name = f"{asked.model}, untrained, {width} hidden units, seed {seed}"
+        network = catalogue.build(asked.model, seed, asked.architecture)
     exploration = layers.explore(
         network.eval(),
         to_float(test.images[index]),

@@ -1,34 +1,16 @@
 """Write a registered model to a file: mlflow run . -e export -P format=onnx"""
 
-import re
 from pathlib import Path
-from typing import Any
 
 import click
 
-from entrypoints.options import Command, data_dir_option
-
-
-class FileStem(click.ParamType):
-    """The name of a file without its suffix: in no folder, and not hidden."""
-
-    name = "name"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", value):
-            self.fail(
-                f"{value!r} may have letters, digits and ._- only, and no dot first.", param, ctx
-            )
-        return value
+from entrypoints.cli.command import Command
+from entrypoints.cli.options import data_dir_option, model_uri_option
+from entrypoints.cli.types import FileStem
 
 
 @click.command(cls=Command)
-@click.option(
-    "--model-uri",
-    default="models:/fashion-mnist-cnn@champion",
-    show_default=True,
-    help="Which model to export.",
-)
+@model_uri_option
 @click.option(
     "--format",
     "output_format",

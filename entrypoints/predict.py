@@ -1,57 +1,12 @@
 """Name what images show: mlflow run . -e predict -P images=shoe.jpg"""
 
-import re
 from pathlib import Path
-from typing import Any
 
 import click
 
-from entrypoints.options import Command, data_dir_option
-
-
-class Indices(click.ParamType):
-    """Indices of test images: numbers and ranges, separated by commas."""
-
-    name = "indices"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> list[int]:
-        from fashion.settings.task import TEST_SIZE
-
-        indices: list[int] = []
-        for part in filter(None, (part.strip() for part in value.split(","))):
-            match = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", part)
-            if match is None:
-                self.fail(f"{part!r} is neither an index nor a range like 10-14.", param, ctx)
-            first, last = int(match[1]), int(match[2] or match[1])
-            if not first <= last < TEST_SIZE:
-                self.fail(f"{part} does not go up within 0 to {TEST_SIZE - 1}.", param, ctx)
-            indices += range(first, last + 1)
-        return indices
-
-
-class OutputFile(click.ParamType):
-    """A file that can be written, its format told by its suffix; None if it is empty."""
-
-    name = "file"
-
-    def __init__(self, *suffixes: str) -> None:
-        self.suffixes = suffixes
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Path | None:
-        if not value:
-            return None
-        path = Path(value)
-        if path.suffix.lower() not in self.suffixes:
-            self.fail(f"{value} does not end in {' or '.join(self.suffixes)}.", param, ctx)
-        if not path.parent.is_dir():
-            self.fail(f"there is no folder {path.parent} to write {path.name} to.", param, ctx)
-        if path.is_dir():
-            self.fail(f"{value} is a folder.", param, ctx)
-        return path
+from entrypoints.cli.command import Command
+from entrypoints.cli.options import data_dir_option, model_uri_option
+from entrypoints.cli.types import Indices, OutputFile
 
 
 @click.command(cls=Command)
@@ -69,12 +24,7 @@ class OutputFile(click.ParamType):
     default="",
     help='Test images, for example "0,5,10-14"; their true class is shown too.',
 )
-@click.option(
-    "--model-uri",
-    default="models:/fashion-mnist-cnn@champion",
-    show_default=True,
-    help="Which model to ask.",
-)
+@model_uri_option
 @click.option(
     "--top",
     type=click.IntRange(min=1, max=10),

@@ -2,19 +2,15 @@
 
 import click
 
-from entrypoints.options import Command, ModelName, data_dir_option, experiment_option, switch
+from entrypoints.cli.command import Command
+from entrypoints.cli.options import data_dir_option, experiment_option, settings_options, switch
+from fashion.models.catalogue import constructor
 from fashion.settings.metrics import SELECTING_METRICS
 
 
 @click.command(cls=Command)
 @experiment_option
-@click.option(
-    "--model",
-    type=ModelName(),
-    default="cnn",
-    show_default=True,
-    help="Which model's runs to choose from.",
-)
+@settings_options("model")
 @click.option(
     "--name",
     default="fashion-mnist-cnn",
@@ -51,6 +47,7 @@ def register(
         )
     if rollback and dry_run:
         raise click.UsageError("--rollback and --dry-run exclude each other.")
+    constructor(model)
     from fashion.data.dataset import load_dataset
     from fashion.tracking import registry, store
     from fashion.tracking.query import Query

@@ -2,7 +2,8 @@
 
 import click
 
-from entrypoints.options import Command, data_dir_option
+from entrypoints.cli.command import Command
+from entrypoints.cli.options import data_dir_option
 
 
 @click.command(cls=Command)

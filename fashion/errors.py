@@ -5,6 +5,19 @@ class FashionError(Exception):
     """A fault the user can mend. Its message is one actionable line."""
 
 
+class SettingError(FashionError, ValueError):
+    """An option has a wrong value, or contradicts another one.
+
+    Attributes:
+        problem: what is wrong.
+        option: the name of the option; empty where the problem is one of several together.
+    """
+
+    def __init__(self, problem: str, option: str = "") -> None:
+        super().__init__(f"{option}: {problem}" if option else problem)
+        self.problem, self.option = problem, option
+
+
 class DataError(FashionError):
     """The dataset is missing, damaged, or cannot be stored."""
 

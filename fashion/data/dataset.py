@@ -63,7 +63,7 @@ class FashionMNIST:
             the order of the file. The same `val_size` always gives the same two sets.
 
         Raises:
-            ValueError: a split of this size leaves a class out of one of the two sets.
+            SettingError: a split of this size leaves a class out of one of the two sets.
         """
         check_val_size(val_size)
         if val_size == 0:

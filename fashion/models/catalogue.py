@@ -1,81 +1,84 @@
-"""The lab's three models, what its second one is without the handicap, and greater ones.
+"""The models by name, and how one is built.
 
-To add a model of your own: write its constructor here and name it in `MODELS`.
-Every model maps float32 images of shape (N, 1, 28, 28) in [0, 1] to logits of shape (N, 10).
+To add one, write its constructor in a file beside this one and name it in `MODELS`. Every model
+maps float32 images of shape (N, 1, 28, 28) in [0, 1] to logits of shape (N, 10).
 """
 
 import inspect
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
-from fashion.models.compact import CompactVGG
-from fashion.models.lab import TinyVGG, baseline, nonlinear, nonlinear_fixed
-from fashion.models.resnet import ResNet
+from fashion.errors import SettingError
 from fashion.settings.experiment import THE_LABS, Architecture
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
-    "baseline": baseline,
-    "nonlinear": nonlinear,
-    "nonlinear-fixed": nonlinear_fixed,
-    "cnn": TinyVGG,
-    "compact": CompactVGG,
-    "resnet": ResNet,
+if TYPE_CHECKING:  # the command line lists the models without importing torch
+    from torch import nn
+
+# Where each constructor is; its parameters are the fields of `Architecture` that the model has.
+MODELS = {
+    "baseline": "fashion.models.lab:baseline",
+    "nonlinear": "fashion.models.lab:nonlinear",
+    "nonlinear-fixed": "fashion.models.lab:nonlinear_fixed",
+    "cnn": "fashion.models.lab:TinyVGG",
+    "compact": "fashion.models.compact:CompactVGG",
+    "resnet": "fashion.models.resnet:ResNet",
 }
 # Before the name of one of torchvision's classifiers.
 TORCHVISION = "torchvision:"
+KNOWN = f"{', '.join(MODELS)}, or {TORCHVISION}NAME for a classifier of torchvision"
 
 
-def constructor(name: str) -> Callable[..., nn.Module]:
-    """Return what makes the model called `name`: one of `MODELS`, or torchvision:resnet18 and such.
+def constructor(name: str) -> "Callable[..., nn.Module]":
+    """Return the constructor of the model called `name`.
 
     Raises:
-        KeyError: no model has this name.
+        SettingError: no model has this name.
     """
-    if not name.startswith(TORCHVISION):
-        return MODELS[name]
-    from fashion.models import adapted  # importing torchvision takes seconds
+    if name in MODELS:
+        return resolve_name(MODELS[name])
+    if name.startswith(TORCHVISION):
+        from fashion.models import adapted  # importing torchvision takes seconds
 
-    member = name.removeprefix(TORCHVISION)
-    if member not in adapted.names():
-        raise KeyError(name)
-    return partial(adapted.Adapted, member)
+        member = name.removeprefix(TORCHVISION)
+        if member in adapted.names():
+            return partial(adapted.Adapted, member)
+    raise SettingError(f"{name!r} is not one of {KNOWN}", "model")
 
 
 def options_of(name: str, architecture: Architecture) -> dict[str, Any]:
     """Return the arguments of the constructor of the model called `name`.
 
     Raises:
-        KeyError: no model has this name.
-        ValueError: `architecture` asks for an option that the model does not have.
+        SettingError: no model has this name, or `architecture` asks for an option that it lacks.
     """
     known = inspect.signature(constructor(name)).parameters
     options = asdict(architecture)
     for option, default in asdict(THE_LABS).items():
         if option not in known and options.pop(option) != default:
-            raise ValueError(f"{name} has no option {option}")
+            raise SettingError(f"{name} has no option {option}")
     return options
 
 
-def build(name: str, seed: int, architecture: Architecture = THE_LABS) -> nn.Module:
+def build(name: str, seed: int, architecture: Architecture = THE_LABS) -> "nn.Module":
     """Return the model called `name`, its weights drawn from `seed`, on the CPU.
 
     The caller's random state is left as it was.
 
     Raises:
-        KeyError, ValueError: as for `options_of`.
-        ModelError: as for `vision.Adapted`.
+        SettingError: as for `options_of`.
+        ModelError: as for `adapted.Adapted`.
     """
+    import torch
+
     options = options_of(name, architecture)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return constructor(name)(**options)
 
 
-def count_parameters(model: nn.Module) -> int:
+def count_parameters(model: "nn.Module") -> int:
     """Return the number of trainable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -1,90 +1,144 @@
-"""What a training run is asked for: the network, how to train it, and on what."""
+"""What a training run is asked for: the network, how to train it, and on what.
 
-from dataclasses import dataclass
+Each field declares one option; `option.py` says what is derived from it.
+"""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any, Self
 
-@dataclass(frozen=True)
-class Architecture:
-    """What determines a network, apart from which it is. Its constructor says what each means."""
-
-    hidden_units: int = 10
-    blocks: int = 2
-    dropout: float = 0.0
-    batch_norm: bool = False
-    pretrained: str = ""
-
-
-THE_LABS = Architecture()
-
+from fashion.errors import SettingError
+from fashion.settings import task
+from fashion.settings.option import fact, flatten, option, options_of, read
+from fashion.settings.presets import PRESETS
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "muon")
 SCHEDULES = ("constant", "cosine", "one-cycle")
 PRECISIONS = ("float32", "bfloat16")
+AUGMENTATIONS = ("flip", "shift", "erase")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+KERNELS = ("auto", "native", "torch")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What determines a network, apart from which it is. A network has some of these options."""
+
+    hidden_units: int = option(
+        10, "Width of the hidden layer, or channels of the convolutions.", min=1, max=4096
+    )
+    blocks: int = option(
+        2, "Blocks of the CNN, or of each stage of the residual network.", min=1, max=4
+    )
+    dropout: float = option(
+        0.0,
+        "Probability of dropping a feature before the classifier during training.",
+        min=0,
+        max=1,
+        max_open=True,
+    )
+    batch_norm: bool = option(False, "Normalise after each convolution of the CNN.")
+    pretrained: str = option(
+        "",
+        "Initial weights of a torchvision model: a file, or default to download its best ones.",
+        metavar="FILE",
+    )
+
+
+THE_LABS = Architecture()
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How to train. The defaults are the lab's.
 
-    Attributes:
-        epochs: passes over the training images.
-        batch_size: images a step.
-        lr: the greatest learning rate.
-        seed: of the weights and of the order of the images.
-        kernels: what trains the lab's models on a CPU. "torch" gives the lab's bits; "native" the
-            same within rounding, several times sooner; "auto" is native where it can be compiled.
-        optimizer: one of `OPTIMIZERS`.
-        momentum, nesterov: SGD's.
-        weight_decay: adamw and muon decouple it from the gradient, the others add it to that.
-        schedule: one of `SCHEDULES`: what becomes of the learning rate.
-        warmup_epochs: epochs, also parts of one, in which the learning rate rises.
-        label_smoothing: probability spread evenly over all classes in the training loss.
-        clip_norm: greatest norm of the gradient; 0 does not clip.
-        ema_decay: the model is the exponential moving average of the weights, with this decay a
-            step; 0 averages nothing.
-        patience: epochs without a lower validation loss after which training stops, and the
-            weights of the epoch with the lowest are the model's; 0 trains on.
-        augment: names of `augment.AUGMENTATIONS`, applied in this order.
-        mixup: how much images are mixed, two at a time: the parameter of the Beta distribution of
-            their shares (Zhang et al., arXiv:1710.09412); 0 mixes none.
-        freeze_epochs: first epochs, in which the last layer alone learns.
-        precision: one of `PRECISIONS`: bfloat16 computes products in it, the rest in float32.
-
     Raises:
-        ValueError: two settings contradict each other.
+        SettingError: two settings contradict each other.
     """
 
-    epochs: int = 3
-    batch_size: int = 32
-    lr: float = 0.1
-    seed: int = 42
-    kernels: str = "auto"
-    optimizer: str = "sgd"
-    momentum: float = 0.0
-    nesterov: bool = False
-    weight_decay: float = 0.0
-    schedule: str = "constant"
-    warmup_epochs: float = 0.0
-    label_smoothing: float = 0.0
-    clip_norm: float = 0.0
-    ema_decay: float = 0.0
-    augment: tuple[str, ...] = ()
-    mixup: float = 0.0
-    patience: int = 0
-    freeze_epochs: int = 0
-    precision: str = "float32"
+    epochs: int = option(3, "Passes over the training images.", min=1)
+    batch_size: int = option(32, "Images in an optimisation step.", min=1)
+    lr: float = option(0.1, "Highest learning rate.", min=0, min_open=True)
+    # A repetition of an experiment has another seed and nothing else.
+    seed: int = option(
+        42,
+        "Seed of the initial weights, the order of the images, augmentation and dropout.",
+        min=0,
+        max=2**32 - 1,
+        preset=False,
+        decides=False,
+    )
+    # What decides is `kernels_used`: which kernels "auto" stands for depends on the machine.
+    kernels: str = option(
+        "auto",
+        "Kernels that train the lab's models on a CPU: torch gives the lab's results bit for bit;"
+        " native is several times faster, equal within rounding; auto is native where a C compiler"
+        " is found.",
+        choices=KERNELS,
+        preset=False,
+        decides=False,
+    )
+    optimizer: str = option("sgd", "Optimisation algorithm.", choices=OPTIMIZERS)
+    momentum: float = option(0.0, "SGD momentum.", min=0, max=1, max_open=True)
+    nesterov: bool = option(False, "Use Nesterov momentum.")
+    weight_decay: float = option(
+        0.0, "Weight decay; decoupled from the gradient for adamw and muon.", min=0, max=1
+    )
+    schedule: str = option("constant", "Learning-rate schedule.", choices=SCHEDULES)
+    warmup_epochs: float = option(
+        0.0, "Epochs, possibly fractional, of learning-rate warm-up.", min=0
+    )
+    label_smoothing: float = option(
+        0.0,
+        "Probability spread evenly over all classes in the training loss.",
+        min=0,
+        max=1,
+        max_open=True,
+    )
+    clip_norm: float = option(0.0, "Largest gradient norm; 0 disables clipping.", min=0)
+    ema_decay: float = option(
+        0.0,
+        "Decay per step of the exponential moving average of the weights; 0 disables it.",
+        min=0,
+        max=1,
+        max_open=True,
+    )
+    augment: tuple[str, ...] = option(
+        (),
+        "Random changes of the training images, in this order, separated by commas:"
+        f" {', '.join(AUGMENTATIONS)}.",
+        choices=AUGMENTATIONS,
+        metavar="NAMES",
+    )
+    mixup: float = option(
+        0.0,
+        "Parameter of the Beta distribution that mixup draws its weights from; 0 disables it"
+        " (Zhang et al., arXiv:1710.09412).",
+        min=0,
+    )
+    patience: int = option(
+        0,
+        "Epochs without a lower validation loss before training stops and the best weights are"
+        " restored; 0 disables early stopping.",
+        min=0,
+    )
+    freeze_epochs: int = option(0, "First epochs in which only the last layer is trained.", min=0)
+    precision: str = option(
+        "float32", "Data type of matrix products and convolutions.", choices=PRECISIONS
+    )
 
     def __post_init__(self) -> None:
         if self.optimizer != "sgd" and (self.momentum or self.nesterov):
-            raise ValueError(f"momentum and nesterov are SGD's: {self.optimizer} has its own")
+            raise SettingError(f"momentum and nesterov are options of sgd, not of {self.optimizer}")
         if self.nesterov and not self.momentum:
-            raise ValueError("nesterov needs a momentum above 0")
+            raise SettingError("nesterov needs a momentum above 0")
         if self.warmup_epochs >= self.epochs:
-            raise ValueError(
+            raise SettingError(
                 f"a warm-up of {self.warmup_epochs:g} epochs leaves none of {self.epochs} to train"
             )
         if self.schedule == "one-cycle" and not self.warmup_epochs:
-            raise ValueError("the one-cycle schedule needs warmup_epochs above 0")
+            raise SettingError("the one-cycle schedule needs warmup_epochs above 0")
 
     @property
     def is_plain_sgd(self) -> bool:
@@ -97,20 +151,80 @@ class Recipe:
 class Experiment:
     """One training run, as asked for.
 
-    Attributes:
-        model: its name.
-        architecture: its options.
-        val_size: number of training images held out for validation.
-        device: "auto", "cpu", "cuda" or "mps".
-        recipe: how to train it.
-        preset: where settings come from that were not given.
-        tta: whether to log accuracies with test-time augmentation too.
+    Raises:
+        SettingError: two settings contradict each other.
     """
 
-    model: str
-    architecture: Architecture
-    val_size: int
-    device: str
-    recipe: Recipe
-    preset: str = "lab"
-    tta: bool = False
+    model: str = option("cnn", "Model to train.", metavar="MODEL")
+    architecture: Architecture = field(default=THE_LABS)
+    val_size: int = option(
+        5000,
+        "Training images held out for validation; 0 is the lab's own protocol.",
+        min=0,
+        max=task.TRAIN_SIZE,
+        preset=False,
+    )
+    # What decides is the type of the device that was used.
+    device: str = option(
+        "auto",
+        "Device to train on; auto takes cuda, else mps, else cpu.",
+        choices=DEVICES,
+        preset=False,
+        decides=False,
+    )
+    recipe: Recipe = field(default_factory=Recipe)
+    # The settings it gives are compared themselves.
+    preset: str = option(
+        "lab",
+        "Named settings; any other option overrides them. The defaults shown are the lab's.",
+        choices=tuple(PRESETS),
+        preset=False,
+        decides=False,
+    )
+    tta: bool = option(
+        False, "Also log accuracies averaged over each image and its mirror image.", decides=False
+    )
+
+    def __post_init__(self) -> None:
+        task.check_val_size(self.val_size)
+        if self.recipe.patience and not self.val_size:
+            raise SettingError("patience needs validation data: val_size is 0")
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Self:
+        """Return the experiment that these options, by name, ask for, the preset's among them.
+
+        Raises:
+            SettingError: there is no such option, its value is wrong, or two contradict each other.
+        """
+        for name in options:
+            if name not in OPTIONS:
+                close = get_close_matches(name, OPTIONS, n=1)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                raise SettingError(f"no such option{hint}", name)
+        preset = OPTIONS["preset"].parse(options.get("preset", OPTIONS["preset"].default))
+        return read(cls, PRESETS[preset] | dict(options))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all options by name, as `from_options` takes them."""
+        return flatten(self)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a run was trained under beside its options: found out, logged, and never set."""
+
+    kernels_used: str = fact()
+    device_type: str = fact()
+    device_name: str = fact(decides=False)
+    nproc: int = fact()
+    threads: int = fact(decides=False)
+    split_seed: int = fact()
+    train_digest: str = fact()
+    torch_version: str = fact()
+    python_version: str = fact(decides=False)
+    num_parameters: int = fact(decides=False)
+
+
+OPTIONS = options_of(Experiment)
+LOGGED = OPTIONS | options_of(Conditions)

@@ -1,5 +1,7 @@
 """What is classified: classes, image shape, sizes of the splits."""
 
+from fashion.errors import SettingError
+
 CLASSES = (
     "T-shirt/top",
     "Trouser",
@@ -22,8 +24,9 @@ SPLIT_SEED = 42
 
 
 def check_val_size(val_size: int) -> None:
-    """Raise ValueError unless a stratified split can hold `val_size` training images out."""
+    """Raise SettingError unless a stratified split can hold `val_size` training images out."""
     if val_size and not len(CLASSES) <= val_size <= TRAIN_SIZE - len(CLASSES):
-        raise ValueError(
-            f"{val_size} is neither 0 nor between {len(CLASSES)} and {TRAIN_SIZE - len(CLASSES)}"
+        raise SettingError(
+            f"{val_size} is neither 0 nor between {len(CLASSES)} and {TRAIN_SIZE - len(CLASSES)}",
+            "val_size",
         )

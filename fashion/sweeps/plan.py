@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from fashion.errors import FashionError
+from fashion.settings.option import option, options_of
 
 METRIC, MODE = "val_accuracy", "max"
 SEARCHES = ("random", "grid", "optuna")
@@ -17,27 +18,32 @@ SEARCHES = ("random", "grid", "optuna")
 
 @dataclass(frozen=True)
 class Plan:
-    """How to search.
+    """How to search, and for how many epochs a trial that is not stopped is trained."""
 
-    Attributes:
-        search: one of `SEARCHES`.
-        trials: how many configurations random and optuna try; grid tries all.
-        seed: of the search.
-        epochs: of a trial that is not stopped.
-        grace_epochs: epochs that every trial gets before ASHA may stop it; 0 stops none.
-        cpus, gpus: of each trial.
-        retries: how often a trial that fails is started again, from its last epoch.
-    """
-
-    search: str
-    trials: int
-    seed: int
     epochs: int
-    grace_epochs: int
-    cpus: int
-    gpus: float
-    retries: int
+    search: str = option(
+        "random",
+        "How configurations are chosen; grid tries all of them, optuna learns from earlier trials.",
+        choices=SEARCHES,
+    )
+    trials: int = option(20, "Number of configurations that random and optuna try.", min=1)
+    grace_epochs: int = option(
+        1,
+        "Epochs of every trial before ASHA may stop it for being worse than others; 0 disables"
+        " ASHA.",
+        min=0,
+    )
+    cpus_per_trial: int = option(1, "Cores, and threads, of a trial.", min=1)
+    gpus_per_trial: float = option(0.0, "GPUs of a trial, possibly a fraction of one.", min=0)
+    retries: int = option(
+        3, "How often a trial that fails, or whose node dies, continues from its last epoch.", min=0
+    )
+    seed: int = option(
+        42, "Seed of the search; those of the trainings belong to the space.", min=0, max=2**32 - 1
+    )
 
+
+PLAN_OPTIONS = options_of(Plan)
 
 Value = str | int | float | bool
 

@@ -13,6 +13,7 @@ from mlflow.entities import Run
 
 from fashion.data.dataset import FashionMNIST
 from fashion.files import replacing
+from fashion.settings.experiment import Experiment
 from fashion.sweeps import report, tuner
 from fashion.sweeps.plan import Plan, Space
 from fashion.sweeps.trials import Outcome
@@ -56,10 +57,10 @@ def run(
     options: Mapping[str, Any],
     space: Space,
     plan: Plan,
-    resolve: Resolve,
     dataset: FashionMNIST,
     val_size: int,
     storage: str = "",
+    resolve: Resolve = Experiment.from_options,
 ) -> tuple[str, Outcome]:
     """Search, as a new run or as one that was stopped.
 
@@ -68,11 +69,11 @@ def run(
         options: what `kept` shall return of it.
         space: what to search.
         plan: how.
-        resolve: turns a configuration into what to train; importable on every node.
         dataset: the verified dataset. Trials see none of its test images.
         val_size: number of training images that trials are compared on and not trained on.
         storage: a folder that every node sees, or an address that Ray understands, to keep the
             state of the sweep in; without one, with the other unfinished runs of this machine.
+        resolve: turns a configuration into what to train.
 
     Returns:
         The id of the finished run, and the best trial.
@@ -86,7 +87,7 @@ def run(
     training, validation = dataset.split(val_size)
     assert validation is not None
     with (
-        tuner.cluster(resolve),
+        tuner.cluster(),
         checkpoint.held(run_id) if run_id else nullcontext(),
         runs.running(run_id or None, name="sweep") as parent,
     ):
@@ -97,7 +98,7 @@ def run(
         run_id = parent.info.run_id
         place = storage or str(checkpoint.folder(run_id).parent)
         try:
-            outcomes = tuner.run(parent, space, plan, resolve, training, validation, place)
+            outcomes = tuner.run(parent, space, plan, training, validation, place, resolve)
         except BaseException:
             print(f"Stopped: go on by -P resume={run_id}", file=sys.stderr)
             raise

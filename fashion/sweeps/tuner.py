@@ -47,10 +47,10 @@ def run(
     parent: Run,
     space: Space,
     plan: Plan,
-    resolve: Resolve,
     training: Subset,
     validation: Subset,
     storage: str,
+    resolve: Resolve = Experiment.from_options,
 ) -> list[Outcome]:
     """Train trials on the `cluster` until all have ended; go on with those of an earlier call.
 
@@ -58,11 +58,11 @@ def run(
         parent: the sweep's MLflow run, open.
         space: what to search.
         plan: how.
-        resolve: turns a configuration into what to train; importable on every node.
         training: what trials train on.
         validation: what they are compared on.
         storage: a folder that every node sees, or an address that Ray understands, for the state
             of the sweep.
+        resolve: turns a configuration into what to train.
 
     Returns:
         The trials, in the order they were started in.
@@ -86,7 +86,7 @@ def run(
                 num_samples=1 if plan.search == "grid" else plan.trials,
                 search_alg=_searcher(plan),
                 scheduler=_scheduler(plan),
-                resources_per_trial={"cpu": plan.cpus, "gpu": plan.gpus},
+                resources_per_trial={"cpu": plan.cpus_per_trial, "gpu": plan.gpus_per_trial},
                 storage_path=storage,
                 checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
                 # Importing torch takes longer than a short trial.
@@ -109,7 +109,7 @@ def _train_trial(
 ) -> None:
     """Train one trial on whichever node it is, from its last checkpoint if there is one."""
     experiment = resolve(config)
-    model, params = build(experiment)
+    model, params = build(experiment, training.digest)
     state, epochs = None, []
     kept = tune.get_checkpoint()
     if kept is not None:
@@ -238,11 +238,8 @@ def _scheduler(plan: Plan) -> FIFOScheduler:
 
 
 @contextmanager
-def cluster(resolve: Resolve) -> Iterator[None]:
+def cluster() -> Iterator[None]:
     """Join the cluster that RAY_ADDRESS names, or start one of this machine alone.
-
-    Args:
-        resolve: as for `run`; its package is sent to every node, as is this one.
 
     Raises:
         SweepError: there is no such cluster.
@@ -256,14 +253,13 @@ def cluster(resolve: Resolve) -> Iterator[None]:
     # It calls it an error that a new sweep has no state to go on from.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     address = os.environ.get("RAY_ADDRESS")
-    root = Path(__file__).parents[2]
-    packages = {"fashion", resolve.__module__.partition(".")[0]}
+    package = Path(__file__).parents[1]
     handler = signal.getsignal(signal.SIGTERM)
     try:
         _check_that_someone_listens(address)
         ray.init(
             address or "local",
-            runtime_env={"py_modules": [str(root / package) for package in sorted(packages)]},
+            runtime_env={"py_modules": [str(package)]},
             include_dashboard=None if address else False,
             log_to_driver=False,
             logging_level=logging.ERROR,

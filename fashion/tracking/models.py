@@ -4,6 +4,7 @@ import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from torch import nn
 from fashion.data.dataset import FashionMNIST, Subset, to_float
 from fashion.errors import FashionError
 from fashion.models import catalogue
-from fashion.settings.experiment import THE_LABS, Architecture
+from fashion.settings.experiment import Architecture
+from fashion.settings.option import read
 from fashion.settings.task import IMAGE_SHAPE
 from fashion.tracking.store import environment
 from fashion.training.evaluation import Evaluation, evaluate
@@ -148,8 +150,10 @@ def rebuild(uri: str) -> nn.Module:
     try:
         run_id = mlflow.models.get_model_info(uri).run_id
         params = mlflow.get_run(run_id).data.params if run_id else {}
-        model = catalogue.build(params["model"], 0, _architecture(params)).eval()
-    except (MlflowException, KeyError, ValueError) as error:
+        # The weights are the stored ones, whatever the training started from.
+        architecture = replace(read(Architecture, params), pretrained="")
+        model = catalogue.build(params["model"], 0, architecture).eval()
+    except (MlflowException, KeyError, ValueError) as error:  # SettingError is a ValueError
         raise RegistryError(
             f"{uri} was logged by no training run of a model in fashion/models"
         ) from error
@@ -165,16 +169,6 @@ def rebuild(uri: str) -> nn.Module:
     if not torch.allclose(rebuilt, expected, rtol=1e-4, atol=1e-4, equal_nan=True):
         raise RegistryError(f"{changed}: it gives other logits")
     return model
-
-
-def _architecture(params: Mapping[str, str]) -> Architecture:
-    """Return what a run logged; runs of earlier versions had no choice but of `hidden_units`."""
-    return Architecture(
-        hidden_units=int(params.get("hidden_units", THE_LABS.hidden_units)),
-        blocks=int(params.get("blocks", THE_LABS.blocks)),
-        dropout=float(params.get("dropout", THE_LABS.dropout)),
-        batch_norm=params.get("batch_norm", "false").lower() == "true",
-    )
 
 
 def verify(run: Run, model: nn.Module, dataset: FashionMNIST) -> Evaluation:

@@ -14,35 +14,18 @@ from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 
 from fashion.errors import FashionError
+from fashion.settings.experiment import LOGGED
 from fashion.settings.metrics import METRICS
 
-NUMBERS = [
-    "num_parameters",
-    "epochs",
-    "batch_size",
-    "lr",
-    "hidden_units",
-    "blocks",
-    "dropout",
-    "val_size",
-    "seed",
-    "momentum",
-    "weight_decay",
-    "warmup_epochs",
-    "label_smoothing",
-    "clip_norm",
-    "ema_decay",
-    "patience",
-    "mixup",
-    "freeze_epochs",
-]
-SWITCHES = ["batch_norm", "nesterov"]
-NAMES = [*SWITCHES, "optimizer", "schedule", "augment", "precision", "pretrained"]
-PARAMS = [*NUMBERS, *NAMES]
+# Parameters become columns in the order they are declared in.
+PARAMS = [name for name in LOGGED if name != "model"]
+NUMBERS = [name for name in PARAMS if LOGGED[name].kind in (int, float)]
+NAMES = [name for name in PARAMS if name not in NUMBERS]
+SWITCHES = [name for name in PARAMS if LOGGED[name].kind is bool]
 ATTRIBUTES = ["run_name", "run_id", "status", "start_time"]
 COLUMNS = ["model", *METRICS, *PARAMS, *ATTRIBUTES]
-# Runs that share all of these are repetitions of one experiment, apart from their seed.
-GROUP_KEY = ["model", *(name for name in PARAMS if name not in ("seed", "num_parameters"))]
+# Runs that share all of these are repetitions of one experiment.
+GROUP_KEY = [name for name, option in LOGGED.items() if option.decides]
 ALL = "all"
 NEWEST_FIRST = ["attributes.start_time DESC"]
 FINISHED = "attributes.status = 'FINISHED'"

@@ -21,6 +21,7 @@ from mlflow.environment_variables import (
 )
 
 from fashion.errors import TrackingError
+from fashion.interrupts import begin_deferral, deferred, end_deferral
 
 START_IT = "start it, or set MLFLOW_TRACKING_URI"
 
@@ -34,8 +35,27 @@ def connect() -> None:
         TrackingError: it does not answer, or refuses.
     """
     _take_credentials_out_of_the_uri()
-    with refusals(START_IT), _first_use(mlflow.get_tracking_uri()), single_attempt():
+    _defer_interruptions_of_transactions()
+    # Tables that are half made cannot be used, nor made.
+    with refusals(START_IT), _first_use(mlflow.get_tracking_uri()), single_attempt(), deferred():
         mlflow.search_experiments(max_results=1)
+
+
+def _defer_interruptions_of_transactions() -> None:
+    """Let no interruption cut a transaction off.
+
+    Left open it would lock SQLite's file, and this process could not say how its run ended.
+    """
+    if not mlflow.get_tracking_uri().startswith(("http:", "https:")):
+        from sqlalchemy import event
+        from sqlalchemy.orm import Session
+
+        for name, handler in (
+            ("after_transaction_create", begin_deferral),
+            ("after_transaction_end", end_deferral),
+        ):
+            if not event.contains(Session, name, handler):
+                event.listen(Session, name, handler)
 
 
 @contextmanager

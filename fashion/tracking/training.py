@@ -5,7 +5,6 @@ import math
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from torch import nn
 
 from fashion.analysis import summary, tables
 from fashion.data.dataset import FashionMNIST, Subset
-from fashion.settings.experiment import Architecture, Experiment, Recipe
-from fashion.tracking import checkpoint, runs, store
+from fashion.errors import SettingError
+from fashion.settings.experiment import Experiment, Recipe
+from fashion.tracking import checkpoint, records, runs, store
 from fashion.tracking.checkpoint import CheckpointError
 from fashion.tracking.models import log_model
 from fashion.tracking.records import _log_lineage, _log_params, _log_per_class
@@ -27,7 +27,7 @@ from fashion.training.build import build
 
 # The tag that tells a training run, and of which model, from the other runs of an experiment.
 MODEL_TAG = "model"
-KEPT = "the trained model is kept; log it by mlflow run . -e replay"
+REPLAY = "the trained model is kept; log it by mlflow run . -e replay"
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +41,9 @@ def train(
 ) -> str:
     """Train one model and log everything about it as one MLflow run.
 
-    Of several processes the first calls this, the others `follow`. A checkpoint is written after
-    each epoch, for `resume`. When the tracking store goes away training goes on, and what there is
-    to log waits for it.
+    Of several processes the first calls this, the others `train_as_worker`. A checkpoint is
+    written after each epoch, for `resume`. When the tracking store goes away training goes on,
+    and what there is to log waits for it.
 
     Args:
         experiment: what to train.
@@ -59,10 +59,11 @@ def train(
             the end; the trained model is kept for `replay` then.
         FileError: a checkpoint cannot be written.
     """
-    model, params = build(experiment)
+    digest = dataset.split(experiment.val_size)[0].digest
+    model, params = build(experiment, digest)
     with runs.running(name=experiment.model, nested=nested, system_metrics=system_metrics) as run:
         record = {
-            "experiment": asdict(experiment),
+            "experiment": experiment.to_dict(),
             "params": params,
             "epochs": [],
             "trained": False,
@@ -73,12 +74,32 @@ def train(
     return run.info.run_id
 
 
-def follow(dataset: FashionMNIST) -> None:
+def train_seeds(
+    repetitions: Sequence[Experiment], dataset: FashionMNIST, system_metrics: bool = False
+) -> tuple[str, dict[str, tuple[float, float]]]:
+    """Train experiments that differ in their seed, as children of one run.
+
+    Returns:
+        The id of the parent, and (mean, standard deviation) by metric, which it logs.
+
+    Raises:
+        TrackingError, FileError: as for `train`.
+    """
+    name = f"{repetitions[0].model}, {len(repetitions)} seeds"
+    with runs.group(name, system_metrics) as parent:
+        children = []
+        for repetition in repetitions:
+            print(f"Seed {repetition.recipe.seed}", flush=True)
+            children.append(train(repetition, dataset, nested=True))
+        return parent, records.log_spread(children)
+
+
+def train_as_worker(dataset: FashionMNIST) -> None:
     """Train what the first process does by `train` or `resume`: no MLflow run, no output."""
     record = distributed.share(None)
     experiment = _experiment(record)
     training, validation = dataset.split(experiment.val_size)
-    model, _ = build(experiment)
+    model, _ = build(experiment, training.digest)
     for _ in loop.train(model, training, experiment.recipe, validation, record["state"]):
         pass
 
@@ -116,8 +137,8 @@ def resume(
     with checkpoint.held(run_id):
         record = checkpoint.load(run_id)
         experiment = _experiment(record)
-        _refuse_changes(run_id, _settings(experiment), given or {})
-        model, params = build(experiment)
+        _refuse_changes(run_id, experiment.to_dict(), given or {})
+        model, params = build(experiment, dataset.split(experiment.val_size)[0].digest)
         if not record["trained"]:
             _refuse_changes(run_id, record["params"], params)
         with runs.running(run_id, system_metrics=system_metrics) as run:
@@ -148,24 +169,24 @@ def replay(dataset: FashionMNIST) -> Iterator[tuple[str, str]]:
         yield run_id, outcome
 
 
-def _settings(experiment: Experiment) -> dict[str, Any]:
-    """Return everything that was asked for, by the names of the options."""
-    settings = asdict(experiment)
-    return settings | settings.pop("architecture") | settings.pop("recipe")
-
-
 def _experiment(record: Mapping[str, Any]) -> Experiment:
-    saved = dict(record["experiment"])
-    architecture, recipe = Architecture(**saved.pop("architecture")), Recipe(**saved.pop("recipe"))
-    return Experiment(architecture=architecture, recipe=recipe, **saved)
+    """Return the experiment that a checkpoint was made for.
+
+    Raises:
+        CheckpointError: another version of this project made it.
+    """
+    try:
+        return Experiment.from_options(record["experiment"])
+    except SettingError as error:
+        raise CheckpointError(f"another version of this project began the run ({error})") from error
 
 
 def _refuse_changes(run_id: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     changes = [
-        f"{name} was {before[name]}, is {value}"
+        f"{name} was {before.get(name)}, is {value}"
         for name, value in now.items()
         # Another patch of Python computes the same.
-        if before[name] != value and name != "python_version"
+        if before.get(name) != value and name != "python_version"
     ]
     if changes:
         raise CheckpointError(f"run {run_id} cannot go on with changes: {'; '.join(changes)}")
@@ -220,7 +241,7 @@ def _complete(
         pairs = summary.write_files(
             Path(folder), experiment.model, recipe.seed, history, dataset.test, test, calibration
         )
-        with store.refusals(KEPT):
+        with store.refusals(REPLAY):
             _log_epochs(epochs, logged)
             model_id = log_model(run, model, dataset.test, test)
             mlflow.log_metrics(final, model_id=model_id, timestamp=at["timestamp"])

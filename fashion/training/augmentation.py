@@ -63,7 +63,7 @@ def erase(images: Tensor, generator: Generator) -> Tensor:
     return torch.where(erased.to(images.device), noise.to(images.device), images)
 
 
-AUGMENTATIONS: dict[str, Callable[[Tensor, Generator], Tensor]] = {
+CHANGES: dict[str, Callable[[Tensor, Generator], Tensor]] = {
     "flip": flip,
     "shift": shift,
     "erase": erase,
@@ -83,7 +83,7 @@ class Augmentation:
     def __call__(self, images: Tensor) -> Tensor:
         """Take and return float32 images (B, 1, height, width) in [0, 1]."""
         for name in self.names:
-            images = AUGMENTATIONS[name](images, self.generator)
+            images = CHANGES[name](images, self.generator)
         return images
 
     def state_dict(self) -> dict[str, Tensor]:

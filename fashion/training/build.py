@@ -2,21 +2,49 @@
 
 import platform
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from fashion.errors import DeviceError
+from fashion.errors import DeviceError, SettingError
 from fashion.models import catalogue
-from fashion.settings.experiment import Experiment
+from fashion.settings.experiment import Conditions, Experiment
 from fashion.settings.task import SPLIT_SEED
 from fashion.training import distributed
 from fashion.training.kernels import choose
+from fashion.training.kernels.compile import KernelError, library
 
 
-def build(experiment: Experiment) -> tuple[nn.Module, dict[str, Any]]:
+def check(experiment: Experiment) -> None:
+    """Find out whether this machine can train what is asked for, without building it.
+
+    Raises:
+        SettingError: there is no such model, it lacks an option, there is no such file of weights,
+            or this machine lacks the device or a compiler for the kernels.
+    """
+    catalogue.options_of(experiment.model, experiment.architecture)
+    weights = experiment.architecture.pretrained
+    if weights not in ("", "default") and not Path(weights).is_file():
+        raise SettingError(f"there is no file {weights}", "pretrained")
+    try:
+        resolve_device(experiment.device)
+    except DeviceError as error:
+        raise SettingError(str(error), "device") from error
+    if experiment.recipe.kernels == "native":
+        try:
+            library()
+        except KernelError as error:
+            raise SettingError(str(error), "kernels") from error
+
+
+def build(experiment: Experiment, train_digest: str) -> tuple[nn.Module, dict[str, Any]]:
     """Return the untrained model, on the device it will be trained on, and the parameters to log.
+
+    Args:
+        experiment: what is asked for.
+        train_digest: of the training images.
 
     Raises:
         DeviceError: this machine has no such device.
@@ -25,28 +53,24 @@ def build(experiment: Experiment) -> tuple[nn.Module, dict[str, Any]]:
     device = resolve_device(experiment.device)
     model = catalogue.build(experiment.model, experiment.recipe.seed, experiment.architecture)
     model.to(device)
-    params = {
-        "model": experiment.model,
-        "preset": experiment.preset,
-        "tta": experiment.tta,
-        **catalogue.options_of(experiment.model, experiment.architecture),
-        **asdict(experiment.recipe),
-        "augment": ",".join(experiment.recipe.augment),
-        "val_size": experiment.val_size,
-        "split_seed": SPLIT_SEED,
-        "device": experiment.device,
-        "device_name": (
-            torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        ),
-        "kernels_used": choose.resolve_kernels(experiment.recipe, model),
-        "nproc": distributed.world_size(),
-        "threads": torch.get_num_threads(),
+    conditions = Conditions(
+        kernels_used=choose.resolve_kernels(experiment.recipe, model),
+        device_type=device.type,
+        device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        nproc=distributed.world_size(),
+        threads=torch.get_num_threads(),
+        split_seed=SPLIT_SEED,
+        train_digest=train_digest,
         # A text: its own class of versions is none that a checkpoint may hold.
-        "torch_version": str(torch.__version__),
-        "python_version": platform.python_version(),
-        "num_parameters": catalogue.count_parameters(model),
-    }
-    return model, params
+        torch_version=str(torch.__version__),
+        python_version=platform.python_version(),
+        num_parameters=catalogue.count_parameters(model),
+    )
+    # Of the architecture's options only those that the model has.
+    had = catalogue.options_of(experiment.model, experiment.architecture)
+    lacked = asdict(experiment.architecture).keys() - had.keys()
+    options = {name: value for name, value in experiment.to_dict().items() if name not in lacked}
+    return model, options | asdict(conditions)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -66,3 +90,20 @@ def resolve_device(name: str) -> torch.device:
         available = ", ".join(device for device in present if present[device])
         raise DeviceError(f"no {name} device on this machine; it has: {available}")
     return torch.device(name)
+
+
+def check_processes(nproc: int, experiment: Experiment) -> None:
+    """Refuse what `nproc` processes of this machine cannot share, before there are any.
+
+    Raises:
+        SettingError: says what.
+    """
+    recipe = experiment.recipe
+    if recipe.batch_size < nproc:
+        raise SettingError(f"{nproc} processes cannot share batches of {recipe.batch_size}")
+    if recipe.kernels == "native":
+        raise SettingError("the native kernels train in one process: leave nproc out")
+    if resolve_device(experiment.device).type == "cuda" and torch.cuda.device_count() < nproc:
+        raise SettingError(
+            f"{nproc} processes need as many GPUs: this machine has {torch.cuda.device_count()}"
+        )

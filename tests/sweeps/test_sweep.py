@@ -21,7 +21,6 @@ from ray.cluster_utils import Cluster
 from rich.console import Console
 
 from entrypoints import sweep as entry_point
-from entrypoints.train import experiment
 from fashion.data.dataset import FashionMNIST
 from fashion.settings.experiment import Architecture, Experiment, Recipe
 from fashion.sweeps import plan, progress, report, sweep
@@ -121,7 +120,7 @@ def test_every_trial_is_a_child_and_the_best_one_can_be_trained_again(
     assert command in output
     words = shlex.split(command)
     settings = dict(word.split("=", 1) for word in words if "=" in word)
-    asked = experiment(settings)
+    asked = Experiment.from_options(settings)
     assert asked.recipe.lr == float(best.data.params["lr"])
     assert asked.recipe.batch_size == int(best.data.params["batch_size"])
 
@@ -211,8 +210,8 @@ def test_failed_trials_are_tried_again_and_then_accounted_for(
         return Experiment("baseline", Architecture(), 200, "cpu", recipe)
 
     searched = plan.parse("{lr: [0.1, 0.2]}", "here")
-    grid = Plan("grid", 1, 0, epochs=1, grace_epochs=0, cpus=1, gpus=0, retries=retries)
-    sweep.run("", {}, searched, grid, resolve, small, 200)
+    grid = Plan(epochs=1, search="grid", grace_epochs=0, retries=retries)
+    sweep.run("", {}, searched, grid, small, 200, resolve=resolve)
     parent, trials = sweep_and_trials()
     statuses = {trial.data.params.get("lr", "failed"): trial.info.status for trial in trials}
     if retries:
@@ -241,7 +240,7 @@ def invoke(*arguments: str) -> Result:
         ("lr: {uniform: [.nan, 1]}", "lr is no value"),
         ("lr: []", "lr is no value"),
         ("lr: !!python/object/apply:os.getcwd []", "not YAML"),
-        ("{learning_rate: [0.1, 0.2]}", "No such option"),
+        ("{learning_rate: [0.1, 0.2]}", "no such option"),
         ("lr: [0.1, -1]", "lr"),
         ("model: [cnn, gnn]", "gnn"),
         ("{optimizer: [sgd, adam], momentum: 0.9}", "momentum"),
@@ -300,7 +299,7 @@ def test_a_resumed_sweep_keeps_its_plan(store: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda p: p.stem)
 def test_the_projects_own_spaces_can_be_trained(path: Path) -> None:
     for corner in plan.read(path).corners():
-        build(experiment(corner))
+        build(Experiment.from_options(corner), "digest")
 
 
 def test_a_choice_of_which_one_value_was_tried_is_drawn_without_a_warning(

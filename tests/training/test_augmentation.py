@@ -7,7 +7,7 @@ from fashion.data.dataset import FashionMNIST, to_float
 from fashion.models import catalogue
 from fashion.settings.experiment import Recipe
 from fashion.training import augmentation, loop
-from fashion.training.augmentation import AUGMENTATIONS
+from fashion.training.augmentation import CHANGES
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_a_rectangle_of_half_of_the_images_is_erased(images: torch.Tensor) -> No
     assert 0 <= changed[different.unsqueeze(1)].min() <= changed[different.unsqueeze(1)].max() < 1
 
 
-@pytest.mark.parametrize("name", AUGMENTATIONS)
+@pytest.mark.parametrize("name", CHANGES)
 def test_the_seed_determines_what_is_drawn(images: torch.Tensor, name: str) -> None:
     before = images.clone()
     assert torch.equal(apply(name, images), apply(name, images))

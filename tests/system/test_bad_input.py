@@ -133,7 +133,7 @@ def test_a_bomb_is_not_unpacked(with_labels: Callable[[bytes, str], Path], layer
     for _ in range(layers):
         bomb = gzip.compress(bomb, 9 if len(bomb) < 2**24 else 1)
     directory = with_labels(bomb, ".gz")
-    assert grown_by(f"data.load({str(directory)!r})") < 300
+    assert grown_by(f"load_dataset({str(directory)!r})") < 300
 
 
 def grown_by(expression: str) -> float:
@@ -141,7 +141,8 @@ def grown_by(expression: str) -> float:
     program = f"""
 import resource
 from pathlib import Path
-from fashion import data, images
+from fashion.data.dataset import load_dataset
+from fashion.inference import photographs
 from fashion.errors import FashionError
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
@@ -198,7 +199,7 @@ def jpeg_of(width: int, height: int) -> bytes:
 def test_memory_is_bounded_whatever_an_image_claims(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "claims.png"
     path.write_bytes(content)
-    assert grown_by(f"images.read(Path({str(path)!r}))") < 700
+    assert grown_by(f"photographs.read(Path({str(path)!r}))") < 700
 
 
 MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "I", "I;16", "F", "YCbCr", "HSV"]

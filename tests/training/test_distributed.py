@@ -28,23 +28,24 @@ from tests.conftest import ROOT
 TRAIN = """
 import sys
 import torch
-from fashion import data, distributed, engine, models
-from fashion.models import Architecture
-from fashion.recipe import Recipe
+from fashion.data.dataset import Subset, load_dataset
+from fashion.models import catalogue
+from fashion.settings.experiment import Architecture, Recipe
+from fashion.training import distributed, loop
 
 def head(subset, size):
-    return data.Subset(subset.name, subset.images[:size], subset.labels[:size], subset.digest)
+    return Subset(subset.name, subset.images[:size], subset.labels[:size], subset.digest)
 
 def train(dataset, name, architecture, settings):
-    model = models.build(name, 7, Architecture(**architecture))
+    model = catalogue.build(name, 7, Architecture(**architecture))
     recipe = Recipe(epochs=2, batch_size=33, kernels="torch", **settings)
-    epochs = engine.train(model, head(dataset.train, 340), recipe, head(dataset.test, 100))
+    epochs = loop.train(model, head(dataset.train, 340), recipe, head(dataset.test, 100))
     losses = [(epoch.loss, epoch.accuracy) for epoch in epochs]
     return losses, model.state_dict()
 """
 LAUNCHED = f"""{TRAIN}
 with distributed.joined(torch.device("cpu")):
-    found = [train(data.load(), *case) for case in eval(sys.argv[1])]
+    found = [train(load_dataset(), *case) for case in eval(sys.argv[1])]
     if distributed.rank() == 0:
         torch.save(found, sys.argv[2])
 """

@@ -18,8 +18,7 @@ from fashion.inference import export
 from fashion.models import catalogue
 from fashion.tracking import models, store, training
 from fashion.training import evaluation
-
-ROOT = Path(__file__).parent.parent
+from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize("name", ["baseline", "cnn"])

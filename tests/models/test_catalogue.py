@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from fashion.errors import SettingError
 from fashion.models import catalogue
 from fashion.settings.experiment import Architecture
 from tests.conftest import ROOT
@@ -43,10 +44,10 @@ def test_gradients_do_not_depend_on_the_layout_whatever_the_cpu(hidden_units: in
     """oneDNN chooses its kernels by the CPU; the ones without AVX-512 have had errors."""
     program = f"""
 import torch
-from fashion import models
-from fashion.models import Architecture
+from fashion.models import catalogue
+from fashion.settings.experiment import Architecture
 def gradients(layout):
-    model = models.build("resnet", 0, Architecture({hidden_units}, 1)).to(memory_format=layout)
+    model = catalogue.build("resnet", 0, Architecture({hidden_units}, 1)).to(memory_format=layout)
     images = torch.rand(8, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     model(images).square().sum().backward()
     return [p.grad.contiguous() for p in model.parameters()]
@@ -100,7 +101,7 @@ def test_the_seed_determines_the_weights_and_nothing_else() -> None:
 
 
 def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(KeyError):
+    with pytest.raises(SettingError, match="baseline, nonlinear"):
         catalogue.build("resnet9000", seed=42)
 
 

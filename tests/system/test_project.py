@@ -1,24 +1,19 @@
 """MLproject, conda.yaml, uv.lock and the commands agree, and `mlflow run` works as documented."""
 
-import importlib
 import os
 import subprocess
 import sys
 import tomllib
-from dataclasses import fields
 from pathlib import Path
 
-import click
 import mlflow
 import pytest
 import yaml
 from packaging.markers import Marker
 
-from entrypoints.train import DECLARED, OF_THE_COMMAND
-from fashion.analysis import comparison
+from entrypoints.cli import mlproject
 from fashion.data.dataset import FashionMNIST
-from fashion.settings.experiment import OPTIMIZERS, PRECISIONS, SCHEDULES, Architecture, Recipe
-from fashion.settings.metrics import METRICS
+from fashion.settings.experiment import OPTIONS
 from fashion.settings.presets import PRESETS
 from tests.conftest import ROOT
 
@@ -26,50 +21,25 @@ PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
 CONDA = yaml.safe_load((ROOT / "conda.yaml").read_text())
 
 
-def command_of(entry_point: str) -> click.Command:
-    return getattr(importlib.import_module(f"entrypoints.{entry_point}"), entry_point)
-
-
 def test_every_command_is_an_entry_point() -> None:
     modules = {path.stem for path in (ROOT / "entrypoints").glob("*.py")}
-    assert set(PROJECT["entry_points"]) == modules - {"__init__", "options"}
+    assert set(PROJECT["entry_points"]) == modules - {"__init__"}
 
 
-# What a preset of `train` may decide: MLflow would log a default of MLproject whatever it decides.
-OF_A_PRESET = {
-    "model",
-    "tta",
-    *(field.name for settings in (Architecture, Recipe) for field in fields(settings)),
-    # Of few runs; MLflow would log it of all.
-    "resume",
-} - {"seed", "kernels"}
+def test_mlproject_is_what_the_commands_declare() -> None:
+    assert (ROOT / "MLproject").read_text() == mlproject.render()
 
 
 @pytest.mark.parametrize("entry_point", PROJECT["entry_points"])
-def test_parameters_are_the_options_of_the_command(entry_point: str) -> None:
-    declared = {
-        name: str(parameter["default"])
-        for name, parameter in PROJECT["entry_points"][entry_point]["parameters"].items()
-    }
-    options = {}
-    for option in command_of(entry_point).params:
-        default = option.default[0] if option.multiple else option.default
-        name = option.opts[0].removeprefix("--").replace("-", "_")
-        options[name] = str(default).lower() if isinstance(default, bool) else str(default)
-    if entry_point == "train":
-        assert options.keys() >= OF_A_PRESET
-        options = {name: options[name] for name in options.keys() - OF_A_PRESET}
-    assert declared == options
-
-
-def test_train_knows_which_settings_it_is_always_given() -> None:
-    declared = PROJECT["entry_points"]["train"]["parameters"].keys()
-    assert set(DECLARED) == declared - set(OF_THE_COMMAND)
+def test_every_default_of_mlproject_is_one_that_no_preset_decides(entry_point: str) -> None:
+    parameters = PROJECT["entry_points"][entry_point]["parameters"]
+    if "preset" in parameters:
+        assert not any(OPTIONS[name].preset for name in parameters.keys() & OPTIONS.keys())
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_decide_nothing_but_what_is_theirs(preset: str) -> None:
-    assert PRESETS[preset].keys() <= OF_A_PRESET
+    assert all(OPTIONS[name].preset for name in PRESETS[preset])
 
 
 @pytest.mark.parametrize("entry_point", PROJECT["entry_points"])
@@ -80,20 +50,6 @@ def test_every_parameter_is_passed_on(entry_point: str) -> None:
     for name in PROJECT["entry_points"][entry_point]["parameters"]:
         expected += [f"--{name.replace('_', '-')}", f"{{{name}}}"]
     assert words[3:] == expected
-
-
-def test_choices_that_help_must_know_without_imports_are_those_of_the_library() -> None:
-    choices = {
-        option.name: option.type.choices
-        for option in command_of("compare").params
-        if isinstance(option.type, click.Choice)
-    }
-    assert list(choices["metric"]) == list(METRICS)
-    assert list(choices["output_format"]) == comparison.FORMATS
-    choices = {option.name: option.type for option in command_of("train").params}
-    assert choices["optimizer"].choices == OPTIMIZERS
-    assert choices["schedule"].choices == SCHEDULES
-    assert choices["precision"].choices == PRECISIONS
 
 
 def locked_versions() -> dict[str, str]:

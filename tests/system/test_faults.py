@@ -20,7 +20,8 @@ from mlflow.entities import Run
 
 from fashion.data.dataset import FashionMNIST
 from fashion.errors import TrackingError
-from fashion.tracking import checkpoint, models, store
+from fashion.tracking import checkpoint, models
+from fashion.tracking.store import refusals
 from tests.conftest import ROOT
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -330,7 +331,7 @@ def test_a_full_disk_is_said_in_one_line(start: Start, store: Path) -> None:
 
 def test_no_password_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "http://me:secret@127.0.0.1:1/path")
-    with pytest.raises(TrackingError) as raised, store.refusals("do"):
+    with pytest.raises(TrackingError) as raised, refusals("do"):
         raise OSError("no route to http://me:secret@127.0.0.1:1/path")
     assert "secret" not in str(raised.value)
     assert "127.0.0.1:1/path" in str(raised.value)
@@ -341,8 +342,10 @@ STOPPED_A_HUNDRED_TIMES = """
 import importlib, os, random, signal, threading, time
 import click, mlflow
 from click.testing import CliRunner
-from entrypoints.options import Command
-from fashion import runs
+from entrypoints.cli.command import Command
+from fashion.tracking import runs, store
+
+store.connect()
 
 @click.command(cls=Command)
 def log():

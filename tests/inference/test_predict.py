@@ -26,8 +26,7 @@ from fashion.settings.experiment import Recipe
 from fashion.settings.task import CLASSES
 from fashion.tracking import models, store
 from fashion.training import evaluation, loop
-
-ROOT = Path(__file__).parent.parent
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -422,7 +421,7 @@ from click.testing import CliRunner
 from entrypoints.predict import predict
 assert CliRunner().invoke(predict, ["--help"]).exit_code == 0
 assert not {"torch", "mlflow"} & set(sys.modules)
-import fashion.images, fashion.predict
+import fashion.inference.photographs, fashion.inference.predict
 assert "mlflow" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)

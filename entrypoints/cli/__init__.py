@@ -1,0 +1,1 @@
+"""What the commands share: options, their types, how errors and interruptions are shown."""

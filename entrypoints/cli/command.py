@@ -1,0 +1,41 @@
+"""A Click command that shows a user's mistakes as one line, and signals as exit codes."""
+
+from typing import Any
+
+import click
+
+from fashion.errors import FashionError, SettingError
+from fashion.interrupts import interruptible
+
+
+class Command(click.Command):
+    """A command whose options may be spelled with - or _, as MLflow passes them on."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.context_settings = {
+            "token_normalize_func": lambda name: name.replace("_", "-"),
+            **self.context_settings,
+        }
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with interruptible() as interruption:
+            try:
+                return super().invoke(ctx)
+            except SettingError as error:
+                raise usage_error(error, ctx) from error
+            except FashionError as error:
+                raise click.ClickException(str(error)) from error
+            except KeyboardInterrupt:
+                if interruption.received is None:
+                    raise
+                click.echo(f"Stopped by {interruption.received.name}", err=True)
+                ctx.exit(128 + interruption.received)
+
+
+def usage_error(error: SettingError, ctx: click.Context | None = None) -> click.UsageError:
+    """Return Click's error for an option's wrong value, which exits with 2."""
+    if not error.option:
+        return click.UsageError(f"{error}.", ctx)
+    hint = f"--{error.option.replace('_', '-')}"
+    return click.BadParameter(f"{error.problem}.", ctx, param_hint=f"'{hint}'")

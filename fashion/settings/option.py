@@ -1,0 +1,183 @@
+"""Declare an option once, as a field of a settings class, and derive the rest from it.
+
+    label_smoothing: float = option(0.0, "Probability spread ...", min=0, max=1, max_open=True)
+
+The field's default, help text and bounds are those of the command line, of MLproject, of a sweep's
+space and of a run that is read back from MLflow's parameters.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields, is_dataclass
+from functools import cached_property
+from typing import Any, get_origin, get_type_hints
+
+import click
+
+from fashion.errors import SettingError
+
+_KEY = "option"
+LARGEST_INTEGER = 2**31 - 1
+
+
+class Finite(click.FloatRange):
+    """A finite number in a range."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = super().convert(value, param, ctx)
+        # NaN passes every comparison of a range.
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+class Integer(click.IntRange):
+    """A whole number in a range, and small enough for whoever counts with it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        number = super().convert(value, param, ctx)
+        if self.max is None and number > LARGEST_INTEGER:
+            self.fail(f"{value} is more than {LARGEST_INTEGER:,}.", param, ctx)
+        return number
+
+
+class Names(click.ParamType):
+    """Some of a set of names, in any order, separated by commas."""
+
+    name = "names"
+
+    def __init__(self, known: tuple[str, ...]) -> None:
+        self.known = known
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        chosen = split_names(value) if isinstance(value, str) else tuple(value)
+        for name in chosen:
+            if name not in self.known:
+                self.fail(f"{name!r} is not one of {', '.join(self.known)}.", param, ctx)
+        return chosen
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Return the names in a text that separates them by commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a settings field declares.
+
+    Attributes:
+        help: one sentence for the command line; empty for a fact that nobody sets.
+        min, max: bounds of a number.
+        min_open, max_open: whether a bound itself is excluded.
+        choices: the values of a text, or the names of which several may be given.
+        metavar: what the value is called in the command line's help.
+        preset: whether a preset may decide it.
+        decides: whether runs that differ in it are different experiments, not repetitions of one.
+        name, kind, default: the field's own.
+    """
+
+    help: str = ""
+    min: float | None = None
+    max: float | None = None
+    min_open: bool = False
+    max_open: bool = False
+    choices: tuple[str, ...] = ()
+    metavar: str | None = None
+    preset: bool = True
+    decides: bool = True
+    name: str = ""
+    kind: type = str
+    default: Any = None
+
+    @cached_property
+    def type(self) -> click.ParamType:
+        """Click's type of the option, which parses and checks its values."""
+        bounds = {"min_open": self.min_open, "max_open": self.max_open}
+        if self.kind is bool:
+            return click.BOOL
+        if self.kind is int:
+            low, high = (None if each is None else int(each) for each in (self.min, self.max))
+            return Integer(low, high)
+        if self.kind is float:
+            return Finite(self.min, self.max, **bounds)
+        if self.kind is tuple:
+            return Names(self.choices)
+        return click.Choice(self.choices) if self.choices else click.STRING
+
+    def parse(self, value: Any) -> Any:
+        """Return a value as the field holds it, from text or from YAML.
+
+        Raises:
+            SettingError: it is of the wrong kind or out of bounds.
+        """
+        text = value if isinstance(value, tuple | list) else str(value)
+        try:
+            return self.type.convert(text, None, None)
+        except click.BadParameter as error:
+            raise SettingError(error.message.rstrip("."), self.name) from error
+
+
+def option(default: Any, help: str, **declared: Any) -> Any:  # noqa: A002
+    """Declare a field of a settings class; see `Option`."""
+    return field(default=default, metadata={_KEY: Option(help, **declared)})
+
+
+def fact(**declared: Any) -> Any:
+    """Declare a field that is found out and logged, and that nobody sets."""
+    return field(metadata={_KEY: Option(preset=False, **declared)})
+
+
+def options_of(settings: type) -> dict[str, Option]:
+    """Return the options of a settings class by name, those of nested settings among them."""
+    found: dict[str, Option] = {}
+    kinds = get_type_hints(settings)
+    for each in fields(settings):
+        kind = kinds[each.name]
+        if is_dataclass(kind):
+            found |= options_of(kind)  # type: ignore[arg-type]
+        elif _KEY in each.metadata:
+            found[each.name] = _named(each, kind)
+    return found
+
+
+def _named(each: Field, kind: Any) -> Option:
+    declared = {
+        name: getattr(each.metadata[_KEY], name)
+        for name in Option.__dataclass_fields__
+        if name not in ("name", "kind", "default")
+    }
+    return Option(**declared, name=each.name, kind=get_origin(kind) or kind, default=each.default)
+
+
+def read(settings: type, values: Mapping[str, Any]) -> Any:
+    """Build settings from values by the options' names; defaults stand for those that are missing.
+
+    Raises:
+        SettingError: a value is wrong, or two contradict each other.
+    """
+    given: dict[str, Any] = {}
+    kinds = get_type_hints(settings)
+    declared = options_of(settings)
+    for each in fields(settings):
+        if is_dataclass(kinds[each.name]):
+            given[each.name] = read(kinds[each.name], values)
+        elif each.name in values:
+            given[each.name] = declared[each.name].parse(values[each.name])
+    return settings(**given)
+
+
+def flatten(settings: Any) -> dict[str, Any]:
+    """Return the values of settings by the options' names; names are joined by commas."""
+    values: dict[str, Any] = {}
+    for each in fields(settings):
+        value = getattr(settings, each.name)
+        if is_dataclass(value):
+            values |= flatten(value)
+        else:
+            values[each.name] = ",".join(value) if isinstance(value, tuple) else value
+    return values
