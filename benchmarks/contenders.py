@@ -20,13 +20,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks import lab
-from entrypoints.options import configuration
-from entrypoints.train import train
 from fashion.data.dataset import FashionMNIST, load_dataset
 from fashion.models import catalogue
-from fashion.settings.experiment import Recipe
+from fashion.settings.experiment import Experiment, Recipe
 from fashion.training import evaluation, loop
-from fashion.training.kernels import choose
+from fashion.training.kernels.choose import choose
 
 EPOCHS = 3
 
@@ -78,17 +76,17 @@ def by_lightning(name: str, dataset: FashionMNIST, seed: int) -> nn.Module:
 def by_fashion(name: str, dataset: FashionMNIST, seed: int) -> nn.Module:
     model = catalogue.build(name, seed=seed)
     recipe = Recipe(epochs=EPOCHS, seed=seed)
-    for _ in loop.train(model, dataset.train, recipe):
-        evaluation.evaluate(model, dataset.test, recipe.kernels)
+    # As the lab does, each epoch ends with a look at the test set.
+    for _ in loop.train(model, dataset.train, recipe, dataset.test):
+        pass
     return model
 
 
 def by_preset(name: str, dataset: FashionMNIST, seed: int) -> nn.Module:
-    settings = train.make_context("train", ["--preset", name, "--seed", str(seed)]).params
-    architecture, recipe = configuration([settings["model"]], settings["val_size"], settings)
-    training, validation = dataset.split(settings["val_size"])
-    model = catalogue.build(settings["model"], seed, architecture)
-    for _ in loop.train(model, training, recipe, validation):
+    asked = Experiment.from_options({"preset": name, "seed": seed})
+    training, validation = dataset.split(asked.val_size)
+    model = catalogue.build(asked.model, seed, asked.architecture)
+    for _ in loop.train(model, training, asked.recipe, validation):
         pass
     return model
 
@@ -104,7 +102,7 @@ CONTENDERS: dict[str, Callable[[str, FashionMNIST, int], nn.Module]] = {
 def main(contender: str, name: str, seed: str) -> None:
     dataset = load_dataset()
     # Compiled once a machine, not once a training.
-    choose.resolve_kernels(Recipe(), catalogue.build("cnn", seed=0))
+    choose(catalogue.build("cnn", seed=0), Recipe())
     before = _peak_mib()
     start = time.perf_counter()
     model = CONTENDERS[contender](name, dataset, int(seed))

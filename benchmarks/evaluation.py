@@ -13,7 +13,9 @@ from benchmarks import lab
 from benchmarks.timing import interleave, medians, table
 from fashion.data.dataset import load_dataset
 from fashion.models import catalogue
+from fashion.settings.experiment import Recipe
 from fashion.training.evaluation import evaluate
+from fashion.training.kernels.choose import choose
 
 
 def evaluation(repetitions: int) -> tuple[str, dict]:
@@ -24,7 +26,9 @@ def evaluation(repetitions: int) -> tuple[str, dict]:
     for name in ("baseline", "cnn"):
         model = catalogue.build(name, seed=42).eval()
         contenders[f"{name}: lab"] = lambda model=model: _by_lab(model, loader)
-        contenders[f"{name}: fashion"] = lambda model=model: evaluate(model, dataset.test, "auto")
+        contenders[f"{name}: fashion"] = lambda model=model: evaluate(
+            model, dataset.test, choose(model, Recipe()).forward
+        )
         contenders[f"{name}: fashion, kernels=torch"] = lambda model=model: evaluate(
             model, dataset.test
         )

@@ -157,13 +157,11 @@ def _hundred_steps(model: nn.Module, images: Tensor, targets: Tensor) -> Callabl
 
 def _ours_hundred_times(name: str, subset: Subset) -> Callable[[], None]:
     """Return a hundred steps of our pass over one batch, without gathering it anew."""
-    train_pass = steps.make_pass(
-        catalogue.build(name, seed=SEED), Recipe(lr=1e-6), steps_per_epoch=100
-    )
+    taken = steps.Steps(catalogue.build(name, seed=SEED), Recipe(lr=1e-6), steps_per_epoch=100)
     batch = to_float(subset.images), subset.labels
 
     def run() -> None:
-        train_pass.run([batch] * 100)
+        taken.run([batch] * 100)
 
     return run
 

@@ -13,7 +13,7 @@ from fashion.models import catalogue
 from fashion.settings.experiment import Conditions, Experiment
 from fashion.settings.task import SPLIT_SEED
 from fashion.training import distributed
-from fashion.training.kernels import choose
+from fashion.training.kernels.choose import choose
 from fashion.training.kernels.compile import KernelError, library
 
 
@@ -48,13 +48,13 @@ def build(experiment: Experiment, train_digest: str) -> tuple[nn.Module, dict[st
 
     Raises:
         DeviceError: this machine has no such device.
-        KernelError, ModelError: as for `choose.resolve_kernels` and `catalogue.build`.
+        KernelError, ModelError: as for `kernels.choose` and `catalogue.build`.
     """
     device = resolve_device(experiment.device)
     model = catalogue.build(experiment.model, experiment.recipe.seed, experiment.architecture)
     model.to(device)
     conditions = Conditions(
-        kernels_used=choose.resolve_kernels(experiment.recipe, model),
+        kernels_used=choose(model, experiment.recipe, distributed.world_size()).name,
         device_type=device.type,
         device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         nproc=distributed.world_size(),

@@ -1,5 +1,6 @@
 """Measure a model on a subset."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -7,10 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fashion.data.dataset import Subset, to_float
-from fashion.training.kernels.choose import _forward
 
 # Evaluation keeps no gradients, so its batches are as large as stays in a CPU's cache.
 EVAL_BATCH_SIZE = 100
+
+Forward = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,10 @@ class Evaluation:
 
 
 def evaluate(
-    model: nn.Module, data: Subset, kernels: str = "torch", tta: bool = False
+    model: nn.Module, data: Subset, forward: Forward | None = None, tta: bool = False
 ) -> Evaluation:
     """Measure `model`, which is in evaluation mode, on `data`; see `predict`."""
-    logits = predict(model, data.images, kernels, tta)
+    logits = predict(model, data.images, forward, tta)
     return Evaluation(
         loss=F.cross_entropy(logits, data.labels).item(),
         accuracy=(logits.argmax(dim=1) == data.labels).double().mean().item(),
@@ -41,20 +43,22 @@ def evaluate(
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, images: Tensor, kernels: str = "torch", tta: bool = False) -> Tensor:
+def predict(
+    model: nn.Module, images: Tensor, forward: Forward | None = None, tta: bool = False
+) -> Tensor:
     """Return the logits (float32, shape (N, 10), on the CPU) of uint8 images (N, 1, 28, 28).
 
     Args:
         model: in evaluation mode; it answers on the device it is on.
         images: what to classify.
-        kernels: as in `Recipe`.
+        forward: computes what `model(images)` computes; by default that is the model itself.
         tta: test-time augmentation: the mean of the logits of each image and of its mirror image.
     """
     device = next(model.parameters()).device
-    forward = _forward(model, kernels)
+    compute = forward or model
 
     def answer(batch: Tensor) -> Tensor:
         x = to_float(batch.to(device))
-        return (forward(x) + forward(x.flip(-1))) / 2 if tta else forward(x)
+        return (compute(x) + compute(x.flip(-1))) / 2 if tta else compute(x)
 
     return torch.cat([answer(batch).cpu() for batch in images.split(EVAL_BATCH_SIZE)])

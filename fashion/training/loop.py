@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Iterator, Mapping
-from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -11,15 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from fashion.data.dataset import Subset, to_float
 from fashion.settings.experiment import Recipe
 from fashion.training import distributed
 from fashion.training.evaluation import Evaluation, evaluate
-from fashion.training.kernels.choose import resolve_kernels
-from fashion.training.steps import make_pass
+from fashion.training.state import TrainingState
 
 # Training images are gathered at least this many at a time.
 GATHERED_IMAGES = 1024
@@ -36,8 +33,8 @@ class Epoch:
         accuracy: fraction of samples classified correctly, measured likewise.
         seconds: wall time of the pass, the device synchronised before and after.
         validation: what the model gave on the validation set after it, if there is one.
-        state: what `train` can go on from in another process: tensors, numbers, and lists and
-            dictionaries of them. Its tensors are those of the training: valid until it goes on.
+        state: what `train` can continue from in another process: tensors, numbers, and lists and
+            dictionaries of them. Its tensors are those of the training: valid until it continues.
     """
 
     number: int
@@ -88,96 +85,51 @@ def train(
         data: the training images.
         recipe: how to train.
         validation: what to evaluate after each epoch; early stopping needs it.
-        state: of an earlier epoch, to go on from: on a CPU the rest gives the bits that it would
-            have given without a break.
+        state: of an earlier epoch, to continue from: on a CPU the rest gives the same bits as it
+            would have without a break.
 
     Raises:
-        KernelError: see `resolve_kernels`.
+        KernelError: as for `kernels.choose`.
     """
     device = next(model.parameters()).device
     images, labels = data.images.to(device), data.labels.to(device)
-    steps = math.ceil(len(data) / recipe.batch_size)
-    if recipe.kernels != "torch" and resolve_kernels(recipe, model) == "torch":
-        # PyTorch's convolutions are faster in this layout; its default one gives the lab's bits.
-        model.to(memory_format=torch.channels_last)
-    average = None
-    if recipe.ema_decay:
-        average = AveragedModel(
-            model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay), use_buffers=True
-        )
-    train_pass = make_pass(model, recipe, steps, average)
-    done, best, best_epoch, best_loss = 0, {}, 0, math.inf
+    steps_per_epoch = math.ceil(len(data) / recipe.batch_size)
+    training = TrainingState(model, recipe, steps_per_epoch)
     if state is not None:
-        done, best, best_epoch, best_loss = (
-            state[key] for key in ("epoch", "best", "best_epoch", "best_loss")
-        )
-        model.load_state_dict(state["model"])
-        parts = [*train_pass.parts, *train_pass.own]
-        states = [*state["parts"], *state["own"][distributed.rank()]]
-        for part, its_state in zip(parts, states, strict=True):
-            part.load_state_dict(its_state)
-    # Where weights are averaged, the model lends itself to the average between two epochs.
-    trained = model.state_dict()
-    if average is not None:
-        trained = deepcopy(trained)
-        model.load_state_dict(average.module.state_dict())
+        training.load_state_dict(state)
     # The orders before are drawn once more: those after follow from them.
-    orders = islice(shuffled_orders(len(data), recipe.seed), done, None)
-    model.eval()
-    for number in range(done + 1, recipe.epochs + 1):
-        if recipe.patience and number - 1 - best_epoch >= recipe.patience:
-            break
-        if average is not None:
-            model.load_state_dict(trained)
-        model.train()
-        _freeze(model, number <= recipe.freeze_epochs)
+    orders = islice(shuffled_orders(len(data), recipe.seed), training.epoch, None)
+
+    while not training.is_over():
+        training.begin_epoch()
+        number = training.epoch
         order = next(orders).to(device)
         start = _clock(device)
         order, batch_size = _share(order, recipe.batch_size)
         targets = labels[order]
-        batches = zip(
-            _batches(images, order, batch_size),
-            targets.split(batch_size),
-            strict=True,
-        )
+        batches = zip(_batches(images, order, batch_size), targets.split(batch_size), strict=True)
         # disable=None: no bar where the output is not a terminal.
         progress = tqdm(
-            batches, f"epoch {number}/{recipe.epochs}", steps, leave=False, disable=None
+            batches, f"epoch {number}/{recipe.epochs}", steps_per_epoch, leave=False, disable=None
         )
-        # Measured once an epoch: reading a loss after each step would make the host wait for it.
         # What a model draws itself, for dropout, follows from the seed too.
         with torch.random.fork_rng():
             torch.manual_seed((distributed.rank() << 48) + (recipe.seed << 16) + number)
-            logits = train_pass.run(progress)
+            logits = training.steps.run(progress)
+        # Measured once an epoch: reading a loss after each step would make the host wait for it.
         loss, accuracy = _measure(logits, targets)
         seconds = _clock(device) - start
-        model.eval()
-        if average is not None:
-            trained = deepcopy(model.state_dict())
-            model.load_state_dict(average.module.state_dict())
+        training.end_epoch()
+
         measured = None
         if validation is not None:
             if distributed.rank() == 0:
-                measured = evaluate(model, validation, recipe.kernels)
+                measured = evaluate(model, validation, training.steps.kernels.forward)
             # One answer for all: processes that disagreed on when to stop would wait for ever.
             val_loss = distributed.share(measured and measured.loss)
-            val_loss = math.inf if math.isnan(val_loss) else val_loss
-            if recipe.patience and (number == 1 or val_loss < best_loss):
-                best, best_epoch, best_loss = deepcopy(model.state_dict()), number, val_loss
-        reached = {
-            "epoch": number,
-            "model": trained,
-            "parts": [part.state_dict() for part in train_pass.parts],
-            "own": distributed.gather([part.state_dict() for part in train_pass.own]),
-            "best": best,
-            "best_epoch": best_epoch,
-            "best_loss": best_loss,
-        }
-        yield Epoch(number, loss, accuracy, seconds, measured, reached)
-    if best:
-        model.load_state_dict(best)
-    _freeze(model, False)
-    model.to(memory_format=torch.contiguous_format)
+            training.stopping.observe(number, val_loss, model)
+        yield Epoch(number, loss, accuracy, seconds, measured, training.state_dict())
+    training.finish()
 
 
 def _share(order: Tensor, batch_size: int) -> tuple[Tensor, int]:
@@ -203,14 +155,6 @@ def _measure(logits: Tensor, targets: Tensor) -> tuple[float, float]:
     count = torch.full_like(right, len(targets))
     loss, right, count = distributed.total(torch.stack([loss, right, count]))
     return (loss / count).item(), (right / count).item()
-
-
-def _freeze(model: nn.Module, frozen: bool) -> None:
-    """Let the last layer alone learn, or all of them."""
-    *body, _ = (layer for layer in model.modules() if list(layer.parameters(recurse=False)))
-    for layer in body:
-        for parameter in layer.parameters(recurse=False):
-            parameter.requires_grad_(not frozen)
 
 
 def _batches(images: Tensor, order: Tensor, batch_size: int) -> Iterator[Tensor]:

@@ -1,37 +1,64 @@
-"""Choose the kernels that compute a model: native ones or PyTorch's."""
+"""Choose what computes a model, native code or PyTorch's: the one door to this package."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import cache, partial
 
+import torch
 from torch import Tensor, nn
 
 from fashion.settings.experiment import Recipe
-from fashion.training import distributed
 from fashion.training.kernels import conv3x3, mlp
 from fashion.training.kernels.compile import KernelError, library
 
 logger = logging.getLogger(__name__)
 
 
-def resolve_kernels(recipe: Recipe, model: nn.Module) -> str:
-    """Return "native" or "torch": what `recipe.kernels` means for training `model` where it is.
+@dataclass(frozen=True)
+class Kernels:
+    """What computes a model, in training and in evaluation alike.
+
+    Attributes:
+        name: "native" or "torch".
+        forward: maps float32 images (N, 1, 28, 28) to logits (N, 10), differentiably.
+        train_pass: where plain SGD is trained without autograd, the function that takes a step on
+            each batch of images and int64 targets (B,), and returns the logits from before each.
+        memory_format: the layout that the model's parameters are to have in training.
+    """
+
+    name: str
+    forward: Callable[[Tensor], Tensor]
+    train_pass: Callable[[Iterable[tuple[Tensor, Tensor]]], Tensor] | None = None
+    memory_format: torch.memory_format = torch.contiguous_format
+
+
+def choose(model: nn.Module, recipe: Recipe, nproc: int = 1) -> Kernels:
+    """Return the kernels for training `model`, on its device, by `recipe` in `nproc` processes.
 
     Raises:
-        KernelError: it is "native" and this machine cannot compile them, or several processes
-            train, whose gradients only PyTorch's kernels share.
+        KernelError: `recipe` asks for native ones and this machine cannot compile them, or several
+            processes train, whose gradients only PyTorch's kernels share.
     """
-    if distributed.world_size() > 1:
-        if recipe.kernels == "native":
-            raise KernelError("the native kernels train in one process: leave kernels or nproc out")
-        return "torch"
-    served = (conv3x3.supports(model) and recipe.precision == "float32") or (
-        mlp.supports_native(model) and recipe.is_plain_sgd
-    )
-    return "native" if served and _native(recipe.kernels) else "torch"
+    if nproc > 1 and recipe.kernels == "native":
+        raise KernelError("the native kernels train in one process: leave kernels or nproc out")
+    if nproc == 1 and mlp.supports(model) and recipe.is_plain_sgd:
+        if mlp.supports_native(model) and _is_native(recipe.kernels):
+            return Kernels("native", model, mlp.make_native_pass(model, recipe.lr))
+        return Kernels("torch", model, mlp.make_pass(model, recipe.lr))
+    if (
+        nproc == 1
+        and conv3x3.supports(model)
+        and recipe.precision == "float32"
+        and _is_native(recipe.kernels)
+    ):
+        return Kernels("native", partial(conv3x3.forward, model))
+    # PyTorch's convolutions are faster with channels last; its default layout gives the lab's bits.
+    fastest = torch.contiguous_format if recipe.kernels == "torch" else torch.channels_last
+    return Kernels("torch", model, memory_format=fastest)
 
 
-def _native(kernels: str) -> bool:
+def _is_native(kernels: str) -> bool:
     if kernels == "torch":
         return False
     try:
@@ -47,9 +74,3 @@ def _native(kernels: str) -> bool:
 @cache
 def _warn_once(message: str) -> None:
     logger.warning(message)
-
-
-def _forward(model: nn.Module, kernels: str) -> Callable[[Tensor], Tensor]:
-    if conv3x3.supports(model) and _native(kernels):
-        return partial(conv3x3.forward, model)
-    return model

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from fashion.data.dataset import FashionMNIST, Subset, to_float
 from fashion.settings.experiment import Recipe
 from fashion.training import loop
-from fashion.training.kernels import choose, mlp
+from fashion.training.kernels import mlp
+from fashion.training.kernels.choose import choose
 
 
 def linear(*widths: int, last: bool = False) -> nn.Sequential:
@@ -50,7 +51,7 @@ def test_a_pass_ends_with_autograds_weights(
     lr = 0.1 if kernels == "torch" else 0.005
     recipe = Recipe(epochs=1, batch_size=batch_size, lr=lr, kernels=kernels)
     assert mlp.supports(model)
-    assert choose.resolve_kernels(recipe, model) == kernels
+    assert choose(model, recipe).name == kernels
     (epoch,) = loop.train(model, data, recipe)
     accuracy = train_by_autograd(reference, data, recipe)
     for ours, expected in zip(model.parameters(), reference.parameters(), strict=True):

@@ -14,7 +14,8 @@ from fashion.data.dataset import FashionMNIST, to_float
 from fashion.models import catalogue
 from fashion.settings.experiment import Architecture, Recipe
 from fashion.training import evaluation, loop
-from fashion.training.kernels import choose, conv3x3
+from fashion.training.kernels import conv3x3
+from fashion.training.kernels.choose import choose
 from fashion.training.kernels.compile import KernelError, library
 
 
@@ -118,7 +119,10 @@ def test_training_goes_the_same_way(small: FashionMNIST) -> None:
 def test_evaluation_gives_the_same_logits(small: FashionMNIST) -> None:
     model = catalogue.build("cnn", seed=42).eval()
     list(loop.train(model, small.train, Recipe(epochs=1)))
-    torchs, ours = (evaluation.evaluate(model, small.test, name) for name in ("torch", "native"))
+    torchs, ours = (
+        evaluation.evaluate(model, small.test, choose(model, Recipe(kernels=name)).forward)
+        for name in ("torch", "native")
+    )
     torch.testing.assert_close(ours.logits, torchs.logits, rtol=1e-4, atol=1e-4)
     assert not torch.equal(ours.logits, torchs.logits)  # else the same code ran twice
     assert ours.accuracy == pytest.approx(torchs.accuracy, abs=0.01)
@@ -126,7 +130,7 @@ def test_evaluation_gives_the_same_logits(small: FashionMNIST) -> None:
 
 def test_they_serve_the_labs_models_alone() -> None:
     def used(kernels: str, model: torch.nn.Module, **settings: object) -> str:
-        return choose.resolve_kernels(Recipe(kernels=kernels, **settings), model)
+        return choose(model, Recipe(kernels=kernels, **settings)).name
 
     for name in ("baseline", "nonlinear", "cnn"):
         assert used("native", catalogue.build(name, seed=42)) == "native"
@@ -156,7 +160,7 @@ def test_without_a_compiler_pytorch_trains(
     assert run.data.params["kernels_used"] == "torch"
     assert [record.getMessage() for record in caplog.records if record.name.startswith("fashion")]
     with pytest.raises(KernelError, match="no-such-compiler"):
-        choose.resolve_kernels(Recipe(kernels="native"), catalogue.build("cnn", seed=42))
+        choose(catalogue.build("cnn", seed=42), Recipe(kernels="native"))
 
 
 def test_asked_for_without_a_compiler_they_are_refused_before_a_run(
