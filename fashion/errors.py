@@ -32,3 +32,8 @@ class ModelError(FashionError):
 
 class TrackingError(FashionError):
     """The tracking server or store cannot be used."""
+
+
+def printable(text: str) -> str:
+    """Return the text in one line, with escapes where a character would garble a terminal."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)

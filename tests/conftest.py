@@ -1,15 +1,21 @@
 """What the tests share: the real dataset, a part of it, an empty tracking store, and a server."""
 
+import atexit
 import os
 import secrets
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+# Whatever is put into the temporary folder, by MLflow and Ray too, goes with the tests. Short, as
+# Ray's sockets are in it.
+os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="fashion-")
+atexit.register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)
 # Before MLflow is imported: it reports usage to its makers unless told not to.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 # Before Ray is imported, as entrypoints/sweep.py says.
@@ -25,6 +31,8 @@ from fashion.settings.experiment import Architecture, Experiment, Recipe
 from fashion.tracking import training
 
 ROOT = Path(__file__).parent.parent
+# What takes longer hangs; a busy machine may take many times as long as a quiet one.
+HANG_SECONDS = 1500
 # The tracking server's, as if a proxy stood in front of it.
 PUBLIC_NAME = "mlflow.example.org"
 
@@ -122,7 +130,7 @@ def command(dataset: FashionMNIST, store: Path) -> Callable[..., subprocess.Comp
             cwd=store,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=HANG_SECONDS,
         )
 
     return run

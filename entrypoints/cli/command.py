@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from fashion.errors import FashionError, SettingError
+from fashion.errors import FashionError, SettingError, printable
 from fashion.interrupts import interruptible
 
 
@@ -25,7 +25,7 @@ class Command(click.Command):
             except SettingError as error:
                 raise usage_error(error, ctx) from error
             except FashionError as error:
-                raise click.ClickException(str(error)) from error
+                raise click.ClickException(printable(str(error))) from error
             except KeyboardInterrupt:
                 if interruption.received is None:
                     raise

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageChops, ImageFilter, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from fashion.errors import FashionError
+from fashion.errors import FashionError, printable
 from fashion.settings.task import IMAGE_SHAPE
 
 FORMATS = ("PNG", "JPEG")
@@ -72,7 +72,7 @@ def read(path: Path, invert: str = "auto") -> Tensor:
                 )
             return convert(image, invert)
     except Exception as error:  # Pillow raises whatever a damaged file leads its decoders into.
-        raise ImageError(f"cannot read {printable(path)}: {_reason(error)}") from error
+        raise ImageError(f"cannot read {printable(str(path))}: {_reason(error)}") from error
 
 
 def convert(image: Image.Image, invert: str = "auto") -> Tensor:
@@ -115,12 +115,6 @@ def convert(image: Image.Image, invert: str = "auto") -> Tensor:
         if not np.any(np.asarray(gray) > TOLERANCE):
             raise ValueError("nothing stands out from the background")
     return torch.from_numpy(np.array(gray)).unsqueeze(0)
-
-
-def printable(path: Path) -> str:
-    """Return the path for people to read, escaped where it would garble a terminal or a table."""
-    text = str(path)
-    return text if text.isprintable() else ascii(text)
 
 
 def _grayscale(image: Image.Image, ground: int) -> Image.Image:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fashion import terminal
 from fashion.data.dataset import Subset
+from fashion.errors import printable
 from fashion.files import replacing
 from fashion.inference import photographs
 from fashion.settings.task import CLASSES
@@ -53,7 +54,7 @@ def from_file(path: Path, invert: str) -> Sample:
     Raises:
         images.ImageError: as for `images.read`.
     """
-    return Sample(photographs.printable(path), photographs.read(path, invert), None)
+    return Sample(printable(str(path)), photographs.read(path, invert), None)
 
 
 def from_subset(subset: Subset, index: int) -> Sample:

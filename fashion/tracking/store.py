@@ -1,13 +1,10 @@
 """Connect to the tracking store, and turn its errors into one-line messages."""
 
-import getpass
 import hashlib
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import mlflow
@@ -21,6 +18,7 @@ from mlflow.environment_variables import (
 )
 
 from fashion.errors import TrackingError
+from fashion.files import state_dir
 from fashion.interrupts import begin_deferral, deferred, end_deferral
 
 START_IT = "start it, or set MLFLOW_TRACKING_URI"
@@ -61,9 +59,16 @@ def _defer_interruptions_of_transactions() -> None:
 @contextmanager
 def _first_use(uri: str) -> Iterator[None]:
     """Let one process at a time in: two that make the tables of one database at once both fail."""
-    name = hashlib.sha256(uri.encode()).hexdigest()
-    with FileLock(Path(tempfile.gettempdir(), f"fashion-{getpass.getuser()}-{name}.lock")):
+    locks = state_dir() / "locks"
+    lock = FileLock(locks / f"{hashlib.sha256(uri.encode()).hexdigest()[:16]}.lock")
+    # Who may write nothing here may still read the store.
+    with suppress(OSError):
+        locks.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from fashion.inference import export
 from fashion.models import catalogue
 from fashion.tracking import models, store, training
 from fashion.training import evaluation
-from tests.conftest import ROOT
+from tests.conftest import HANG_SECONDS, ROOT
 
 
 @pytest.mark.parametrize("name", ["baseline", "cnn"])
@@ -128,4 +128,4 @@ from entrypoints.export import export
 assert CliRunner().invoke(export, ["--help"]).exit_code == 0
 assert not {"torch", "mlflow"} & set(sys.modules)
 """
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=HANG_SECONDS)

@@ -11,7 +11,7 @@ from torch import nn
 from fashion.errors import SettingError
 from fashion.models import catalogue
 from fashion.settings.experiment import Architecture
-from tests.conftest import ROOT
+from tests.conftest import HANG_SECONDS, ROOT
 
 # Parameters of each layer, in the order of the lab's modules.
 SHAPES = {
@@ -56,7 +56,7 @@ for a, b in zip(gradients(torch.contiguous_format), gradients(torch.channels_las
 """
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, timeout=60
+        [sys.executable, "-c", program], env=environment, capture_output=True, timeout=HANG_SECONDS
     )
     assert done.returncode == 0, done.stderr.decode()
 

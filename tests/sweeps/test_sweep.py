@@ -28,7 +28,7 @@ from fashion.sweeps.plan import Plan
 from fashion.sweeps.trials import Outcome
 from fashion.tracking import checkpoint
 from fashion.training.build import build
-from tests.conftest import ROOT, assert_one_line
+from tests.conftest import HANG_SECONDS, ROOT, assert_one_line
 
 SPACE = """
 model: baseline
@@ -101,7 +101,7 @@ def test_every_trial_is_a_child_and_the_best_one_can_be_trained_again(
     start: Callable[..., Any], search: str
 ) -> None:
     process = start("--space", "space.yaml", "--trials", str(TRIALS), "--search", search)
-    output, _ = process.communicate(timeout=200)
+    output, _ = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0, output
     parent, trials = assert_all_accounted_for(TRIALS, epochs=4)
     assert any(trial.data.tags["stopped_early"] == "false" for trial in trials)
@@ -132,7 +132,7 @@ def artifact(run: Run, name: str) -> Path:
 def test_a_grid_tries_every_combination(start: Callable[..., Any], space_file: Path) -> None:
     space_file.write_text("{model: baseline, epochs: 1, lr: [0.01, 0.1], batch_size: [64, 128]}")
     process = start("--space", "space.yaml", "--search", "grid")
-    output, _ = process.communicate(timeout=200)
+    output, _ = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0, output
     _, trials = assert_all_accounted_for(4, epochs=1)
     tried = {(trial.data.params["lr"], trial.data.params["batch_size"]) for trial in trials}
@@ -148,7 +148,7 @@ def test_a_sweep_goes_on_after_its_process_was_killed(
         if line.startswith("trial "):
             break
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), output
     assert "Traceback" not in output
     if number == signal.SIGKILL:
@@ -157,7 +157,7 @@ def test_a_sweep_goes_on_after_its_process_was_killed(
     assert stopped.info.status == "KILLED"
     assert {trial.info.status for trial in before} <= {"FINISHED", "KILLED"}
 
-    output, _ = start("--resume", "latest").communicate(timeout=200)
+    output, _ = start("--resume", "latest").communicate(timeout=HANG_SECONDS)
     parent, trials = assert_all_accounted_for(TRIALS, epochs=4)
     assert parent.info.run_id == stopped.info.run_id, output
     assert {run.info.run_id for run in before} <= {run.info.run_id for run in trials}
@@ -181,11 +181,11 @@ def test_no_trial_is_lost_with_a_node(
         RAY_ADDRESS=cluster.address,
     )
     (node,) = cluster.worker_nodes
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANG_SECONDS
     while not (on_it := trials_on(node.node_id)) and time.monotonic() < deadline:
         time.sleep(0.2)
     cluster.remove_node(node, allow_graceful=False)
-    output, _ = process.communicate(timeout=200)
+    output, _ = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0, output
     _, trials = assert_all_accounted_for(4, epochs=20)
     assert on_it <= {trial.info.run_id for trial in trials}

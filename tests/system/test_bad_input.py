@@ -28,7 +28,7 @@ from entrypoints.predict import predict as predict_command
 from fashion.data import dataset as dataset_module
 from fashion.data.dataset import FashionMNIST, load_dataset
 from fashion.data.download import FILES, _read
-from fashion.errors import DataError, FashionError
+from fashion.errors import DataError, FashionError, printable
 from fashion.inference import photographs
 from fashion.inference.photographs import ImageError
 from fashion.models import adapted, catalogue
@@ -36,7 +36,7 @@ from fashion.settings.experiment import Architecture
 from fashion.sweeps import plan
 from fashion.tracking import models
 from fashion.tracking.models import RegistryError
-from tests.conftest import ROOT, assert_one_line
+from tests.conftest import HANG_SECONDS, ROOT, assert_one_line
 
 # The same examples on every machine; a fixture serves all of a test's examples.
 bounded = settings(
@@ -155,7 +155,7 @@ except FashionError:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_SECONDS,
     )
     assert done.returncode == 0, done.stderr
     return float(done.stdout)
@@ -277,7 +277,7 @@ texts = st.text(
 @example("\u202egnp.exe")
 @given(texts)
 def test_a_name_is_never_more_than_text(name: str) -> None:
-    assert photographs.printable(Path(name)).isprintable()
+    assert printable(name).isprintable()
     with tempfile.TemporaryDirectory() as folder, pytest.raises(ImageError) as caught:
         photographs.read(Path(folder, "no", name))
     assert str(caught.value).isprintable()
@@ -395,7 +395,7 @@ def test_an_output_that_is_a_pipe_is_written_to_and_stays(
     reader = subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE, text=True)
     arguments = ["--model-uri", uri, "--indices", "0-2", "--output", str(pipe)]
     result = CliRunner().invoke(predict_command, arguments)
-    output, _ = reader.communicate(timeout=30)
+    output, _ = reader.communicate(timeout=HANG_SECONDS)
     assert result.exit_code == 0, result.output
     assert output.startswith("image,true,rank")
     assert pipe.is_fifo()

@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from fashion.data.dataset import FashionMNIST
-from tests.conftest import ROOT, TrackingServer
+from tests.conftest import HANG_SECONDS, ROOT, TrackingServer
 
 TRAININGS, REGISTRATIONS = 8, 4
 NAME = "at-once"
@@ -48,7 +48,7 @@ def test_nothing_is_lost_between_processes_at_one_store(
         )
 
     def finish(process: subprocess.Popen[str]) -> str:
-        output, _ = process.communicate(timeout=500)
+        output, _ = process.communicate(timeout=HANG_SECONDS)
         assert "locked" not in output
         assert "Traceback" not in output, output
         return output

@@ -23,7 +23,7 @@ from mlflow.projects.utils import get_entry_point_command
 
 from deploy import server
 from entrypoints.train import train
-from tests.conftest import ROOT, assert_one_line
+from tests.conftest import HANG_SECONDS, ROOT, assert_one_line
 
 DEPLOY = ROOT / "deploy"
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
@@ -60,7 +60,7 @@ def test_a_stopped_server_leaves_nothing_behind(folder: Path) -> None:
         children = psutil.Process(process.pid).children(recursive=True)
         assert children
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+        process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0
     assert list(folder.iterdir()) == []
     assert not [child for child in children if child.is_running()]

@@ -15,7 +15,7 @@ from entrypoints.cli import mlproject
 from fashion.data.dataset import FashionMNIST
 from fashion.settings.experiment import OPTIONS
 from fashion.settings.presets import PRESETS
-from tests.conftest import ROOT
+from tests.conftest import HANG_SECONDS, ROOT
 
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
 CONDA = yaml.safe_load((ROOT / "conda.yaml").read_text())
@@ -118,7 +118,7 @@ def mlflow_run(
         cwd=store,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=HANG_SECONDS,
     )
 
 

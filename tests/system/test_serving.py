@@ -23,6 +23,7 @@ from fashion.data.dataset import FashionMNIST, to_float
 from fashion.tracking import models, registry
 from fashion.tracking.query import Query
 from fashion.training import evaluation
+from tests.conftest import HANG_SECONDS
 
 CHAMPION_URI = f"models:/{registry.MODEL_NAME}@{registry.CHAMPION}"
 IMAGES = 7
@@ -154,7 +155,7 @@ def _post(url: str, body: object) -> bytes:
         data=json.dumps(body).encode(),
         headers={"Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=60) as response:
+    with urllib.request.urlopen(request, timeout=HANG_SECONDS) as response:
         return response.read()
 
 

@@ -22,7 +22,7 @@ from fashion.data.dataset import FashionMNIST
 from fashion.tracking import models, registry
 from fashion.tracking.query import Query
 from fashion.training import evaluation
-from tests.conftest import PUBLIC_NAME, ROOT, TrackingServer
+from tests.conftest import HANG_SECONDS, PUBLIC_NAME, ROOT, TrackingServer
 
 EXPERIMENT = "fashion-mnist"
 MODEL = "fashion-mnist-baseline"
@@ -119,7 +119,7 @@ def copies(
         started.append((member, folder, str(seed), process))
     done = []
     for member, folder, seed, process in started:
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=HANG_SECONDS)
         commit = git(folder, "rev-parse", "HEAD")
         done.append(WorkingCopy(member, folder, commit, seed, process.returncode, output))
     return done

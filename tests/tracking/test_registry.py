@@ -29,7 +29,7 @@ from fashion.tracking.models import RegistryError
 from fashion.tracking.query import Query
 from fashion.tracking.registry import CHAMPION, MODEL_NAME, PREVIOUS, Outcome
 from fashion.training import evaluation
-from tests.conftest import assert_one_line
+from tests.conftest import HANG_SECONDS, assert_one_line
 
 # Far enough apart that no processor's rounding changes their order. Each is the one run of an
 # experiment of its own name.
@@ -527,7 +527,7 @@ def _join(barrier: Barrier, uri: str, dataset: bytes) -> None:
 
 
 def _register_at_once(name: str, experiment: str) -> Outcome:
-    _barrier.wait(timeout=120)
+    _barrier.wait(timeout=HANG_SECONDS)
     return registry.register(name, Query(experiments=[experiment], models=["cnn"]), _small)
 
 

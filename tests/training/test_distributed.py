@@ -21,7 +21,7 @@ from fashion.data.dataset import FashionMNIST
 from fashion.models import catalogue
 from fashion.settings.experiment import Architecture
 from fashion.tracking import checkpoint
-from tests.conftest import ROOT
+from tests.conftest import HANG_SECONDS, ROOT
 
 # What both ways of training run: 340 images in batches of 33, which two processes cannot halve,
 # and a last one of 10.
@@ -70,7 +70,7 @@ def by_two(tmp_path_factory: pytest.TempPathFactory, dataset: FashionMNIST) -> l
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         cwd=folder,
         check=True,
-        timeout=200,
+        timeout=HANG_SECONDS,
     )
     return torch.load(folder / "found.pt", weights_only=True)
 
@@ -137,7 +137,7 @@ def test_stopped_together_they_go_on_together(
         if "epoch 2/" in line:
             break
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=100)
+    output, _ = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 128 + signal.SIGTERM, output
     assert "Traceback" not in output
     stopped = the_run()
@@ -179,7 +179,7 @@ def test_two_machines_are_one_run(dataset: FashionMNIST, store: Path) -> None:
         for _ in range(2)
     ]
     for machine in machines:
-        output, _ = machine.communicate(timeout=200)
+        output, _ = machine.communicate(timeout=HANG_SECONDS)
         assert machine.returncode == 0, output
     assert_one_run_of_two(epochs=1)
 
