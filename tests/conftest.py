@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# Whatever is put into the temporary folder, by MLflow and Ray too, goes with the tests. Short, as
-# Ray's sockets are in it.
-os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="fashion-")
-atexit.register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)
+# Whatever is put into the temporary folder, by MLflow and Ray too, goes with the tests. Its name is
+# short, as Ray's sockets are in it.
+os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="fashion-")
 # Before MLflow is imported: it reports usage to its makers unless told not to.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 # Before Ray is imported, as entrypoints/sweep.py says.
@@ -29,6 +28,12 @@ from deploy import server
 from fashion.data.dataset import FashionMNIST, Subset, load_dataset
 from fashion.settings.experiment import Architecture, Experiment, Recipe
 from fashion.tracking import training
+from fashion.training.kernels.compile import KernelError, library
+
+# PostgreSQL, another user where the tests run as root, reaches its own folder through this one.
+Path(os.environ["TMPDIR"]).chmod(0o711)
+atexit.register(shutil.rmtree, os.environ["TMPDIR"], ignore_errors=True)
+tempfile.tempdir = os.environ["TMPDIR"]
 
 ROOT = Path(__file__).parent.parent
 # What takes longer hangs; a busy machine may take many times as long as a quiet one.
@@ -80,6 +85,15 @@ def _head(subset: Subset, size: int) -> Subset:
 
 
 @pytest.fixture(scope="session")
+def native_kernels() -> None:
+    """Skip what tests the native kernels on a machine that cannot compile them."""
+    try:
+        library()
+    except KernelError as error:
+        pytest.skip(f"native kernels were not tried: {error}")
+
+
+@pytest.fixture(scope="session")
 def _empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database with MLflow's tables and no runs; making one takes seconds, copying it none."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
@@ -89,13 +103,18 @@ def _empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def store(_empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def store(
+    _empty_store: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Path]:
     """An empty tracking store in a directory of its own, which is the working directory too."""
     shutil.copy(_empty_store, tmp_path / "mlflow.db")
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.setenv("FASHION_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("FASHION_STATE_DIR", str(tmp_path_factory.mktemp("state")))
     mlflow.set_tracking_uri(uri)
     # The copied default experiment points to where the template was made.
     mlflow.set_experiment("test")

@@ -201,8 +201,10 @@ def test_seeds_follow_each_other(command: Callable[..., Any]) -> None:
     ],
 )
 def test_what_cannot_be_shared_is_refused_before_there_are_processes(
-    store: Path, arguments: list[str], message: str
+    store: Path, arguments: list[str], message: str, request: pytest.FixtureRequest
 ) -> None:
+    if "native" in arguments:
+        request.getfixturevalue("native_kernels")
     result = CliRunner().invoke(command_of_train, ["--model", "cnn", *arguments])
     assert result.exit_code == 2
     assert message in result.stderr

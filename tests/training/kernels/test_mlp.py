@@ -41,8 +41,15 @@ def train_by_autograd(model: nn.Module, data: Subset, recipe: Recipe) -> float:
 @pytest.mark.parametrize("batch_size", [1, 7, 96])
 @pytest.mark.parametrize("kernels", ["torch", "native"])
 def test_a_pass_ends_with_autograds_weights(
-    small: FashionMNIST, widths: tuple[int, ...], last: bool, batch_size: int, kernels: str
+    small: FashionMNIST,
+    widths: tuple[int, ...],
+    last: bool,
+    batch_size: int,
+    kernels: str,
+    request: pytest.FixtureRequest,
 ) -> None:
+    if kernels == "native":
+        request.getfixturevalue("native_kernels")
     torch.manual_seed(1)
     model, reference = linear(*widths, last=last), linear(*widths, last=last)
     reference.load_state_dict(model.state_dict())
@@ -81,6 +88,7 @@ def test_wide_layers_and_other_dtypes_are_left_to_pytorch() -> None:
     assert not mlp.supports_native(linear(784, 10).double())
 
 
+@pytest.mark.usefixtures("native_kernels")
 def test_a_diverging_training_is_seen_to_diverge(small: FashionMNIST) -> None:
     for last in (False, True):
         model = linear(784, 10, 10, last=last)
@@ -88,6 +96,7 @@ def test_a_diverging_training_is_seen_to_diverge(small: FashionMNIST) -> None:
         assert math.isnan(epochs[-1].loss)
 
 
+@pytest.mark.usefixtures("native_kernels")
 def test_a_pass_keeps_what_it_trains_alive_and_finds_it_where_it_is(small: FashionMNIST) -> None:
     batches = [(to_float(small.train.images[:32]), small.train.labels[:32])] * 200
     train_pass = mlp.make_native_pass(linear(784, 10, 10), lr=0.1)
