@@ -35,7 +35,7 @@ from fashion.tracking import query, registry, training
 
 NAME = "scale"
 # In this order: a row comes after those it refers to.
-OF_A_RUN = {
+RUN_TABLES = {
     "runs": "run_uuid",
     "params": "run_uuid",
     "tags": "run_uuid",
@@ -47,7 +47,7 @@ OF_A_RUN = {
     "logged_model_metrics": "run_id",
     "inputs": ("source_id", "destination_id"),
 }
-OF_A_VERSION = ("model_versions", "model_version_tags")
+VERSION_TABLES = ("model_versions", "model_version_tags")
 CHUNK = 500
 # What orders runs by a metric.
 BY_METRIC = ("`compare`", "`register --dry-run`", "UI: runs, best first")
@@ -72,8 +72,8 @@ class Copier:
         self.run_id = run_id
         self.random = random.Random(0)
         with self.engine.connect() as connection:
-            self.rows = {name: self._rows(connection, name) for name in OF_A_RUN}
-            self.rows |= {name: self._all(connection, name) for name in OF_A_VERSION}
+            self.rows = {name: self._rows(connection, name) for name in RUN_TABLES}
+            self.rows |= {name: self._all(connection, name) for name in VERSION_TABLES}
             ids = [row["input_uuid"] for row in self.rows["inputs"]]
             tags = self.tables.tables["input_tags"]
             self.rows["input_tags"] = self._query(
@@ -88,7 +88,7 @@ class Copier:
         return self._query(connection, select(self.tables.tables[name]))
 
     def _rows(self, connection: Connection, name: str) -> list[dict[str, Any]]:
-        rows, key = self._all(connection, name), OF_A_RUN[name]
+        rows, key = self._all(connection, name), RUN_TABLES[name]
         keys = key if isinstance(key, tuple) else (key,)
         model_ids = {row["model_id"] for row in self._all(connection, "logged_models")}
         return [row for row in rows if any(row[k] in (self.run_id, *model_ids) for k in keys)]
@@ -100,7 +100,7 @@ class Copier:
             for start in range(existing, runs, CHUNK):
                 numbers = range(start, min(start + CHUNK, runs))
                 copies = [self._copy(number) for number in numbers]
-                for name in (*OF_A_RUN, "input_tags", *OF_A_VERSION):
+                for name in (*RUN_TABLES, "input_tags", *VERSION_TABLES):
                     rows = [row for copy in copies for row in copy.get(name, [])]
                     if rows:
                         connection.execute(self._table(name).insert(), rows)
@@ -124,7 +124,7 @@ class Copier:
         ids = {self.run_id: run_id, self.model_id: model_id, **inputs}
         worse = self.random.uniform(0.01, 0.3)
         copy: dict[str, list[dict[str, Any]]] = {}
-        for name in (*OF_A_RUN, "input_tags"):
+        for name in (*RUN_TABLES, "input_tags"):
             copy[name] = []
             for row in self.rows[name]:
                 other = {key: ids.get(value, value) for key, value in row.items()}

@@ -149,7 +149,8 @@ def test_grey_noisy_ground_becomes_black(dataset: FashionMNIST) -> None:
     noisy = photographs.convert(Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8)))
     assert (noisy.float() - clean.float()).abs().mean() < 8
     black = [
-        (image <= photographs.TOLERANCE).float().mean().item() for image in (clean, noisy, boot)
+        (image <= photographs.BACKGROUND_TOLERANCE).float().mean().item()
+        for image in (clean, noisy, boot)
     ]
     assert black == pytest.approx([black[-1]] * 3, abs=0.1)
 
@@ -362,7 +363,7 @@ def test_unreadable_files_are_named_skipped_and_counted(
     assert result.stderr.splitlines() == [
         f"cannot read {tmp_path}/bad.png: not a PNG or JPEG image",
         "cannot read missing.png: No such file or directory",
-        "Error: 2 skipped as unreadable",
+        "Error: unreadable files skipped: 2",
     ]
     assert result.stdout.startswith(f"{tmp_path}/good.png\n"[-80:])
     assert len(json.loads((tmp_path / "out.json").read_text())) == 3
@@ -384,7 +385,7 @@ def test_test_images_show_their_true_class(run: Callable[..., Result], tmp_path:
         (["--images", "", "--indices", ""], "Give --images, --indices, or both"),
         (["--indices", "10000"], "within 0 to 9999"),
         (["--indices", "0-999999999"], "within 0 to 9999"),
-        (["--indices", "14-10"], "does not go up"),
+        (["--indices", "14-10"], "in ascending order"),
         (["--indices", "-1"], "neither an index nor a range"),
         (["--indices", "1e3"], "neither an index nor a range"),
         (["--indices", "0", "--top", "11"], "1<=x<=10"),
