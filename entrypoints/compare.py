@@ -44,7 +44,7 @@ def compare(
 ) -> None:
     """Show training runs as a table, best first."""
     if group and latest_per_model:
-        raise click.UsageError("--group and --latest-per-model exclude each other.")
+        raise click.UsageError("--group and --latest-per-model are mutually exclusive.")
     from fashion.analysis import comparison
     from fashion.tracking import query, records, store
 

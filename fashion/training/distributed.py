@@ -86,7 +86,7 @@ def joined(device: torch.device) -> Iterator[None]:
         local_rank = int(os.environ["LOCAL_RANK"])
         if local_rank >= torch.cuda.device_count():
             raise DistributedError(
-                f"there is no GPU for process {local_rank}: this machine has"
+                f"there is no GPU for process {local_rank}: this machine has only"
                 f" {torch.cuda.device_count()}"
             )
         torch.cuda.set_device(local_rank)

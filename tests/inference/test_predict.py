@@ -181,8 +181,8 @@ def encoded(image: Image.Image, image_format: str) -> bytes:
         (encoded(Image.new("P", (28, 28)), "GIF"), "not a PNG or JPEG image"),
         (encoded(Image.new("L", (28, 28)), "BMP"), "not a PNG or JPEG image"),
         (jpeg((300, 300))[:900], "truncated"),
-        (encoded(Image.new("1", (8_000, 7_000)), "PNG"), "more than 50,000,000"),
-        (encoded(Image.new("1", (10_000, 10_000)), "PNG"), "more than 50,000,000"),
+        (encoded(Image.new("1", (8_000, 7_000)), "PNG"), "exceed the limit of 50,000,000"),
+        (encoded(Image.new("1", (10_000, 10_000)), "PNG"), "exceed the limit of 50,000,000"),
         (encoded(Image.new("1", (14_000, 13_000)), "PNG"), "exceeds limit"),
         (encoded(Image.new("RGB", (100, 100), "white"), "PNG"), "nothing stands out"),
     ],
@@ -365,7 +365,7 @@ def test_unreadable_files_are_named_skipped_and_counted(
         "cannot read missing.png: No such file or directory",
         "Error: unreadable files skipped: 2",
     ]
-    assert result.stdout.startswith(f"{tmp_path}/good.png\n"[-80:])
+    assert result.stdout.partition("\n")[0].endswith("/good.png")
     assert len(json.loads((tmp_path / "out.json").read_text())) == 3
 
 
@@ -390,7 +390,10 @@ def test_test_images_show_their_true_class(run: Callable[..., Result], tmp_path:
         (["--indices", "1e3"], "neither an index nor a range"),
         (["--indices", "0", "--top", "11"], "1<=x<=10"),
         (["--indices", "0", "--output", "answers.txt"], "does not end in .csv or .json"),
-        (["--indices", "0", "--output", "nowhere/answers.csv"], "no folder nowhere"),
+        (
+            ["--indices", "0", "--output", "nowhere/answers.csv"],
+            "the folder nowhere does not exist",
+        ),
         (["--indices", "0", "--figure", "grid.jpg"], "does not end in .png"),
         (["--indices", "0", "--invert", "maybe"], "'maybe' is not one of"),
     ],

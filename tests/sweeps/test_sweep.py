@@ -247,8 +247,8 @@ def invoke(*arguments: str) -> Result:
         ("{lr: [0.1, 0.2], val_size: 0}", "val_size is 0"),
         ("val_size: [1000, 2000]", "val_size must be the same"),
         ("epochs: [1, 2]", "epochs must be the same"),
-        ("{lr: [0.1, 0.2], patience: 2}", "patience is none"),
-        ("{lr: [0.1, 0.2], seeds: 3}", "seeds is none"),
+        ("{lr: [0.1, 0.2], patience: 2}", "patience is not an option"),
+        ("{lr: [0.1, 0.2], seeds: 3}", "seeds is not an option"),
     ],
 )
 def test_a_bad_space_is_refused_in_one_line_before_a_run_is_opened(

@@ -24,10 +24,11 @@ from fashion.data import dataset as dataset_module
 from fashion.data.dataset import FashionMNIST
 from fashion.settings.experiment import Architecture, Experiment, Recipe
 from fashion.settings.metrics import SELECTING_METRICS
+from fashion.settings.task import MODEL_NAME
 from fashion.tracking import models, registry, training
 from fashion.tracking.models import RegistryError
 from fashion.tracking.query import Query
-from fashion.tracking.registry import CHAMPION, MODEL_NAME, PREVIOUS, Registration
+from fashion.tracking.registry import CHAMPION, PREVIOUS, Registration
 from fashion.training import evaluation
 from tests.conftest import HANG_SECONDS, assert_one_line
 
@@ -436,7 +437,7 @@ def test_what_cannot_name_a_registered_model_is_refused_in_one_line(
 ) -> None:
     for name in ("", "a/b", "it's", 'a"b', "a:b"):
         message = assert_one_line(run_register("--name", name, *options))
-        assert "no name for a registered model" in message
+        assert "not a valid name for a registered model" in message
 
 
 class _PowerCut(BaseException):
