@@ -1,6 +1,6 @@
-"""Measure what README.md here reports: uv run python -m benchmarks
+"""Run the benchmarks of README.md: uv run python -m benchmarks
 
-Prints tables, writes them with every single measurement as JSON, and logs both to MLflow.
+Prints tables, writes all measurements as JSON, and logs both to MLflow.
 """
 
 import json
@@ -15,7 +15,7 @@ from benchmarks import evaluation, processes, training
 from benchmarks.timing import machine
 from fashion.files import replacing
 
-# Each returns a table in Markdown and the measurements behind it.
+# Each returns a Markdown table and its measurements.
 SECTIONS: dict[str, Callable[[int], tuple[str, dict]]] = {
     "model_logging": evaluation.model_logging,
     "evaluation": evaluation.evaluation,
@@ -25,17 +25,22 @@ SECTIONS: dict[str, Callable[[int], tuple[str, dict]]] = {
     "accuracy": training.accuracy,
     "presets": training.presets,
 }
-# Sections whose repetitions are seeds.
+# Sections that are repeated over seeds.
 OVER_SEEDS = ("accuracy", "presets")
 
 
 @click.command()
 @click.option("--repetitions", type=click.IntRange(min=1), default=3, show_default=True)
-@click.option("--only", type=click.Choice(list(SECTIONS)), multiple=True, help="Just these.")
+@click.option(
+    "--only",
+    type=click.Choice(list(SECTIONS)),
+    multiple=True,
+    help="Run only this section; can be repeated.",
+)
 @click.option("--seeds", type=click.IntRange(min=2), default=5, show_default=True)
-@click.option("--output", default="benchmarks.json", show_default=True, help="Where the JSON goes.")
+@click.option("--output", default="benchmarks.json", show_default=True, help="JSON file to write.")
 def main(repetitions: int, only: tuple[str, ...], seeds: int, output: str) -> None:
-    """Run all benchmarks but `compare`'s: 70 minutes on two cores."""
+    """Run all benchmarks except benchmarks.scale: 70 minutes on two cores."""
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     results: dict = {"machine": machine(), "repetitions": repetitions}
     click.echo(", ".join(f"{name} {value}" for name, value in machine().items()))

@@ -1,11 +1,11 @@
-"""Train one model by one contender's loop, in a process of its own; print JSON.
+"""Train one model with one contender's loop, in its own process; print JSON.
 
     uv run python -m benchmarks.contenders lab cnn 42
     uv run python -m benchmarks.contenders preset fast 42
 
-Each trains for three epochs on all 60,000 images and evaluates the test set after each, on the CPU:
-what the lab's own timer covers. Imports and reading the files are not timed. A preset is trained as
-`train` does: on what is not held out for validation, which is evaluated after each epoch.
+Each trains for three epochs on all 60,000 images and evaluates the test set after each, on the CPU,
+which is what the lab's own timer covers. Imports and reading the files are not timed. A preset is
+trained like `train` does it, with a validation set that is evaluated after each epoch.
 """
 
 import json
@@ -34,7 +34,7 @@ def by_lab(name: str, dataset: FashionMNIST, seed: int) -> nn.Module:
 
 
 def by_lightning(name: str, dataset: FashionMNIST, seed: int) -> nn.Module:
-    """What one would write with PyTorch Lightning and its MLflow logger."""
+    """Train with PyTorch Lightning and its MLflow logger."""
     import lightning
 
     class Classifier(lightning.LightningModule):
@@ -76,7 +76,7 @@ def by_lightning(name: str, dataset: FashionMNIST, seed: int) -> nn.Module:
 def by_fashion(name: str, dataset: FashionMNIST, seed: int) -> nn.Module:
     model = catalogue.build(name, seed=seed)
     recipe = Recipe(epochs=EPOCHS, seed=seed)
-    # As the lab does, each epoch ends with a look at the test set.
+    # Like the lab, evaluate the test set after each epoch.
     for _ in loop.train(model, dataset.train, recipe, dataset.test):
         pass
     return model
@@ -101,7 +101,7 @@ CONTENDERS: dict[str, Callable[[str, FashionMNIST, int], nn.Module]] = {
 
 def main(contender: str, name: str, seed: str) -> None:
     dataset = load_dataset()
-    # Compiled once a machine, not once a training.
+    # Compiles the kernels, which happens once per machine, before timing.
     choose(catalogue.build("cnn", seed=0), Recipe())
     before = _peak_mib()
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""After training: evaluating 10,000 images, and logging a model for the first and second time."""
+"""Time the evaluation of 10,000 images, and the logging of models."""
 
 import json
 import statistics
@@ -19,7 +19,7 @@ from fashion.training.kernels.choose import choose
 
 
 def evaluation(repetitions: int) -> tuple[str, dict]:
-    """Time the lab's evaluation of the test set and ours."""
+    """Time the evaluation of the test set, the lab's and ours."""
     dataset = load_dataset()
     loader = lab.dataloaders(dataset)[1]
     contenders = {}
@@ -48,7 +48,7 @@ def _by_lab(model: nn.Module, loader: DataLoader) -> float:
 
 
 def model_logging(repetitions: int) -> tuple[str, dict]:
-    """Time what logging a model costs a process once, and what each further model costs."""
+    """Time the logging of the first model in a process, and of further ones."""
     command = [sys.executable, "-m", "benchmarks.log_model", str(repetitions + 1)]
     runs: list[list[float]] = []
     for _ in range(repetitions):

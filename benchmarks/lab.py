@@ -1,8 +1,8 @@
-"""The lab's own loop, written afresh: what ours must equal, and what it is timed against.
+"""The lab's loop, reimplemented: the reference for correctness and speed.
 
-A torchvision dataset with ToTensor, a shuffled DataLoader, plain modules, loss and accuracy read by
-.item() at each step, and an evaluation of the test set after each epoch, which the lab's timer
-covers too.
+A torchvision dataset with ToTensor, a shuffled DataLoader, plain modules, loss and accuracy read
+with .item() at each step, and an evaluation of the test set after each epoch, which the lab's timer
+includes.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from fashion.data.dataset import FashionMNIST, Subset
 
 
 class LabDataset(Dataset):
-    """What torchvision.datasets.FashionMNIST(transform=ToTensor()) returns for each index."""
+    """Equivalent of torchvision.datasets.FashionMNIST(transform=ToTensor())."""
 
     def __init__(self, subset: Subset) -> None:
         self.images, self.labels = subset.images[:, 0], subset.labels
@@ -97,7 +97,7 @@ MODELS = {
 
 @dataclass
 class LabResult:
-    """The trained model and its test accuracy as the lab prints it, a mean of batch means."""
+    """The trained model and its test accuracy as the lab computes it, a mean of batch means."""
 
     model: nn.Module
     batch_mean_accuracy: float

@@ -1,4 +1,4 @@
-"""Whole processes: what a user waits for, beside the imports and the training beneath it."""
+"""Time whole processes, and the imports and training that they consist of."""
 
 import os
 import re
@@ -13,7 +13,7 @@ import click
 from benchmarks.timing import interleave, medians, table
 
 ROOT = Path(__file__).parent.parent
-# Among them what MLflow and torch.export import late, to log a model.
+# Including lazy imports of MLflow and torch.export for logging a model.
 IMPORTED = (
     "torch, mlflow, fashion.tracking.training, sklearn.model_selection, mlflow.pytorch",
     "torch._dynamo, torch.export._trace, torch.export.pt2_archive",
@@ -22,7 +22,7 @@ IMPORTED = (
 
 
 def processes(repetitions: int) -> tuple[str, dict]:
-    """Time `mlflow run`, the entry point beneath it, the imports, and --help."""
+    """Time `mlflow run`, its entry point, the imports, and --help."""
     with tempfile.TemporaryDirectory() as folder:
         env = {
             **os.environ,

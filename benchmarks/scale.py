@@ -1,9 +1,9 @@
-"""How the cost of looking at a store grows with its runs: uv run python -m benchmarks.scale
+"""Measure how query times grow with the number of runs: uv run python -m benchmarks.scale
 
-One real run is trained and registered; its rows are copied in the database, under other ids, seeds
-and metrics, a version of the registered model with every tenth. Then `compare`, `register` and the
-requests of the MLflow UI's pages are timed in turn, in one process that is warm. Prints medians and
-how they grow, and draws them.
+Trains and registers one real run and copies its database rows with other ids, seeds and metrics,
+every tenth with a version of the registered model. Then times `compare`, `register` and the
+requests of the MLflow UI's pages in turn, in one warm process. Prints medians and growth, and plots
+them.
 """
 
 import json
@@ -34,8 +34,8 @@ from fashion.settings.experiment import Architecture, Experiment, Recipe
 from fashion.tracking import query, registry, training
 
 NAME = "scale"
-# In this order: a row comes after those it refers to.
-OF_A_RUN = {
+# In an order that satisfies foreign keys.
+RUN_TABLES = {
     "runs": "run_uuid",
     "params": "run_uuid",
     "tags": "run_uuid",
@@ -47,14 +47,14 @@ OF_A_RUN = {
     "logged_model_metrics": "run_id",
     "inputs": ("source_id", "destination_id"),
 }
-OF_A_VERSION = ("model_versions", "model_version_tags")
+VERSION_TABLES = ("model_versions", "model_version_tags")
 CHUNK = 500
-# What orders runs by a metric.
+# Operations that sort runs by a metric.
 BY_METRIC = ("`compare`", "`register --dry-run`", "UI: runs, best first")
 
 
 def train_one(dataset: FashionMNIST) -> str:
-    """Train and register the run that all others are copies of; return its id."""
+    """Train and register the run to copy; return its id."""
     run_id = training.train(
         Experiment("cnn", Architecture(), 5000, "cpu", Recipe(epochs=1)), dataset
     )
@@ -63,7 +63,7 @@ def train_one(dataset: FashionMNIST) -> str:
 
 
 class Copier:
-    """Copies a run's rows: what MLflow would have written, in seconds and not in hours."""
+    """Copies a run's rows, as MLflow would write them, in seconds instead of hours."""
 
     def __init__(self, database: str, run_id: str) -> None:
         self.engine = create_engine(database)
@@ -72,8 +72,8 @@ class Copier:
         self.run_id = run_id
         self.random = random.Random(0)
         with self.engine.connect() as connection:
-            self.rows = {name: self._rows(connection, name) for name in OF_A_RUN}
-            self.rows |= {name: self._all(connection, name) for name in OF_A_VERSION}
+            self.rows = {name: self._rows(connection, name) for name in RUN_TABLES}
+            self.rows |= {name: self._all(connection, name) for name in VERSION_TABLES}
             ids = [row["input_uuid"] for row in self.rows["inputs"]]
             tags = self.tables.tables["input_tags"]
             self.rows["input_tags"] = self._query(
@@ -88,26 +88,26 @@ class Copier:
         return self._query(connection, select(self.tables.tables[name]))
 
     def _rows(self, connection: Connection, name: str) -> list[dict[str, Any]]:
-        rows, key = self._all(connection, name), OF_A_RUN[name]
+        rows, key = self._all(connection, name), RUN_TABLES[name]
         keys = key if isinstance(key, tuple) else (key,)
         model_ids = {row["model_id"] for row in self._all(connection, "logged_models")}
         return [row for row in rows if any(row[k] in (self.run_id, *model_ids) for k in keys)]
 
     def grow(self, runs: int) -> None:
-        """Copy until the store has so many runs, and a tenth as many versions."""
+        """Copy until the store has this number of runs, and a tenth as many versions."""
         with self.engine.begin() as connection:
             existing = connection.scalar(select(func.count()).select_from(self._table("runs")))
             for start in range(existing, runs, CHUNK):
                 numbers = range(start, min(start + CHUNK, runs))
                 copies = [self._copy(number) for number in numbers]
-                for name in (*OF_A_RUN, "input_tags", *OF_A_VERSION):
+                for name in (*RUN_TABLES, "input_tags", *VERSION_TABLES):
                     rows = [row for copy in copies for row in copy.get(name, [])]
                     if rows:
                         connection.execute(self._table(name).insert(), rows)
 
     @contextmanager
     def analyzed(self) -> Iterator[None]:
-        """Let SQLite know the sizes of its tables, which MLflow never asks it to find out."""
+        """Collect SQLite's table statistics, which MLflow never does."""
         with self.engine.begin() as connection:
             connection.execute(text("ANALYZE"))
         yield
@@ -118,13 +118,13 @@ class Copier:
         return self.tables.tables[name]
 
     def _copy(self, number: int) -> dict[str, list[dict[str, Any]]]:
-        """Return the rows of another run, worse than the first."""
+        """Return the rows of a copy, with worse metrics than the original."""
         run_id, model_id = uuid.uuid4().hex, f"m-{uuid.uuid4().hex}"
         inputs = {row["input_uuid"]: uuid.uuid4().hex for row in self.rows["inputs"]}
         ids = {self.run_id: run_id, self.model_id: model_id, **inputs}
         worse = self.random.uniform(0.01, 0.3)
         copy: dict[str, list[dict[str, Any]]] = {}
-        for name in (*OF_A_RUN, "input_tags"):
+        for name in (*RUN_TABLES, "input_tags"):
             copy[name] = []
             for row in self.rows[name]:
                 other = {key: ids.get(value, value) for key, value in row.items()}
@@ -186,7 +186,7 @@ def request(address: str, path: str, content: dict[str, Any] | None = None) -> N
 def operations(
     address: str, experiment_id: str, dataset: FashionMNIST
 ) -> dict[str, Callable[[], object]]:
-    """Return what is timed."""
+    """Return the operations to time."""
     page = {"experiment_ids": [experiment_id], "max_results": 100}
     cnns = query.Query(models=["cnn"])
     return {
@@ -210,7 +210,7 @@ def operations(
 
 
 def draw(sizes: Sequence[int], found: dict[str, list[float]]) -> Figure:
-    """Draw seconds against runs, both in logarithms."""
+    """Plot seconds against runs, both on logarithmic scales."""
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot()
     for (name, seconds), marker in zip(found.items(), "os^Dv<>PX*p", strict=True):
@@ -229,7 +229,7 @@ def draw(sizes: Sequence[int], found: dict[str, list[float]]) -> Figure:
 @click.option("--repetitions", default=3, show_default=True)
 @click.option("--figure", default="scale.png", show_default=True)
 def main(sizes: str, repetitions: int, figure: str) -> None:
-    """Time what people do in stores of SIZES runs."""
+    """Time common operations in stores with SIZES runs."""
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     dataset, counts = load_dataset(), [int(size) for size in sizes.split(",")]
     found: dict[str, list[float]] = {}

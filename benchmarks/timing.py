@@ -1,4 +1,4 @@
-"""What the benchmarks share: contenders in turn, and the machine they ran on."""
+"""Shared code of the benchmarks: timing contenders in turn, and describing the machine."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ import torch
 def interleave(
     contenders: Mapping[str, Callable[[], object]], repetitions: int
 ) -> dict[str, list[float]]:
-    """Return each contender's seconds, all of them run in turn after one round to warm up."""
+    """Run the contenders in turn, after a warm-up round; return the seconds of each."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for repetition in range(repetitions + 1):
         for name, run in contenders.items():
@@ -29,7 +29,7 @@ def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
 
 
 def machine() -> dict[str, str | int]:
-    """Return what the figures depend on."""
+    """Return the hardware and software that results depend on."""
     return {
         "machine": platform.machine(),
         "capability": torch.backends.cpu.get_cpu_capability(),
@@ -42,6 +42,6 @@ def machine() -> dict[str, str | int]:
 
 
 def table(header: list[str], rows: list[list[object]]) -> str:
-    """Return a Markdown table, the first column's text to the left."""
+    """Return a Markdown table with the first column left-aligned."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)

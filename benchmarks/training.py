@@ -1,4 +1,4 @@
-"""Training: the lab's loop, PyTorch Lightning and ours, side by side; the floor beneath them."""
+"""Time training with the lab's loop, PyTorch Lightning and ours, and the hardware's limit."""
 
 import json
 import os
@@ -29,9 +29,9 @@ STEPS = EPOCHS * TRAIN_SIZE // 32
 
 
 def training(repetitions: int) -> tuple[str, dict]:
-    """Time the contenders, each in a process of its own, in turn."""
+    """Time the contenders in turn, each in its own process."""
     results: dict[str, list[dict]] = {}
-    # An environment of its own: where Lightning is installed, MLflow imports it at every start.
+    # A separate environment, because MLflow imports Lightning at every start if it is installed.
     with tempfile.TemporaryDirectory() as environment:
         subprocess.run(
             ["uv", "sync", "--group", "bench"],
@@ -72,7 +72,7 @@ def training(repetitions: int) -> tuple[str, dict]:
 
 
 def _contend(contender: str, name: str, seed: int, python: str = sys.executable) -> dict:
-    """Return what a contender printed, run in a process of its own."""
+    """Run a contender in its own process and return the printed result."""
     command = [python, "-m", "benchmarks.contenders", contender, name, str(seed)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     result = json.loads(done.stdout.splitlines()[-1])
@@ -86,7 +86,7 @@ def _contend(contender: str, name: str, seed: int, python: str = sys.executable)
 
 
 def presets(seeds: int) -> tuple[str, dict]:
-    """Train the preset `fast` and the lab's CNN, in turn, over seeds."""
+    """Train the preset `fast` and the lab's CNN in turn, over seeds."""
     contenders = {"the lab's loop, cnn": ("lab", "cnn"), "preset=fast": ("preset", "fast")}
     results: dict[str, list[dict]] = {name: [] for name in contenders}
     for seed, name in product(range(SEED, SEED + seeds), contenders):
@@ -107,7 +107,7 @@ def _spread(accuracies: list[float]) -> list[str]:
 
 
 def floor(repetitions: int) -> tuple[str, dict]:
-    """Measure what lies beneath: one batch in cache, bare convolutions, arithmetic alone."""
+    """Measure lower bounds: one batch in cache, bare convolutions, pure arithmetic."""
     dataset = load_dataset()
     images, targets = to_float(dataset.train.images[:32]), dataset.train.labels[:32]
     left, right = torch.rand(2, 2048, 2048)
@@ -156,7 +156,7 @@ def _hundred_steps(model: nn.Module, images: Tensor, targets: Tensor) -> Callabl
 
 
 def _ours_hundred_times(name: str, subset: Subset) -> Callable[[], None]:
-    """Return a hundred steps of our pass over one batch, without gathering it anew."""
+    """Return a function that runs a hundred of our steps on one batch, without gathering it."""
     taken = steps.Steps(catalogue.build(name, seed=SEED), Recipe(lr=1e-6), steps_per_epoch=100)
     batch = to_float(subset.images), subset.labels
 
@@ -167,7 +167,7 @@ def _ours_hundred_times(name: str, subset: Subset) -> Callable[[], None]:
 
 
 def _convolutions(layout: torch.memory_format) -> Callable[[], None]:
-    """Return a hundred times the CNN's convolutions, forward and backward, and nothing else."""
+    """Return a function that runs only the CNN's convolutions, forward and backward, 100 times."""
     layers = []
     for channels, size in ((1, 28), (10, 28), (10, 14), (10, 14)):
         conv = nn.Conv2d(channels, 10, 3, padding=1).to(memory_format=layout)

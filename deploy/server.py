@@ -1,7 +1,7 @@
-"""The team's tracking server without Docker, to try out and to test: python deploy/server.py
+"""Run the team's tracking server without Docker, to try and test it: python deploy/server.py
 
-What compose.yaml starts, without containers: `mlflow server` with runs and accounts in PostgreSQL,
-and artifacts through the server. It lives in a temporary folder and leaves nothing behind.
+Like compose.yaml, but without containers: `mlflow server` with runs and accounts in PostgreSQL, and
+with proxied artifacts. All data is in a temporary folder, which is deleted at the end.
 """
 
 import os
@@ -26,7 +26,7 @@ STARTUP_SECONDS = 120
 
 
 def postgresql_programs() -> Path | None:
-    """Return the folder of initdb and postgres; Debian keeps it off PATH, one for each version."""
+    """Return the folder of initdb and postgres; on Debian it is not on PATH and has a version."""
     on_path = [Path(program).resolve() for program in [shutil.which("initdb")] if program]
     debian = Path("/usr/lib/postgresql").glob("*/bin/initdb")
     return next((program.parent for program in (*on_path, *debian)), None)
@@ -34,7 +34,7 @@ def postgresql_programs() -> Path | None:
 
 @contextmanager
 def running(command: Sequence[str | Path], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    # In a session of its own: Ctrl-C reaches this script alone, which stops everything in order.
+    # In its own session, so that Ctrl-C reaches only this script, which stops everything in order.
     process = subprocess.Popen(command, stdout=sys.stderr, start_new_session=True, **options)
     try:
         yield process
@@ -42,7 +42,7 @@ def running(command: Sequence[str | Path], **options: Any) -> Iterator[subproces
         process.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=20)
-        with suppress(ProcessLookupError):  # a worker that did not stop
+        with suppress(ProcessLookupError):  # in case a worker did not stop
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
@@ -53,20 +53,20 @@ def wait_until(answers: Callable[[], bool], process: subprocess.Popen[bytes]) ->
         if answers():
             return
         time.sleep(0.2)
-    raise click.ClickException("the server does not answer: see its messages above")
+    raise click.ClickException("the server did not start: see its messages above")
 
 
 @contextmanager
 def postgresql(programs: Path, folder: Path) -> Iterator[dict[str, str]]:
-    """Run a cluster of our own in the folder; yields the environment in which libpq finds it.
+    """Run PostgreSQL with its data in `folder`; yield the environment variables for libpq.
 
-    It listens on a socket in the folder alone, which nobody else can enter: no password is needed.
+    It listens only on a socket in the folder, which others cannot access, so it needs no password.
     """
     env = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
     env |= {"PGHOST": str(folder), "PGUSER": "mlflow", "PGDATA": str(folder / "cluster")}
-    # The administrator's password is none of PostgreSQL's business.
-    its_env = {name: value for name, value in env.items() if not name.startswith("MLFLOW")}
-    options: dict[str, Any] = {"env": its_env, "cwd": folder}
+    # Do not pass the administrator's password to PostgreSQL.
+    postgres_env = {name: value for name, value in env.items() if not name.startswith("MLFLOW")}
+    options: dict[str, Any] = {"env": postgres_env, "cwd": folder}
     if os.geteuid() == 0:  # PostgreSQL refuses to run as root
         options |= {"user": "postgres", "group": "postgres", "extra_groups": []}
         shutil.chown(folder, "postgres")
@@ -77,12 +77,12 @@ def postgresql(programs: Path, folder: Path) -> Iterator[dict[str, str]]:
 
     initdb = ("initdb", "--username=mlflow", "--auth=trust", "--encoding=UTF8", "--locale=C")
     if run(*initdb, "--no-sync"):
-        raise click.ClickException("initdb has failed: see its messages above")
+        raise click.ClickException("initdb failed: see its messages above")
     postgres: list[str | Path] = [programs / "postgres", "-k", folder, "-c", "listen_addresses="]
     with running(postgres, **options) as process:
         wait_until(lambda: run("pg_isready", "--dbname=postgres") == 0, process)
         if run("createdb", "mlflow") or run("createdb", "mlflow_auth"):
-            raise click.ClickException("createdb has failed: see its messages above")
+            raise click.ClickException("createdb failed: see its messages above")
         yield env
 
 
@@ -90,13 +90,13 @@ def postgresql(programs: Path, folder: Path) -> Iterator[dict[str, str]]:
 def mlflow_server(
     port: int, env: dict[str, str], folder: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `mlflow server` on the PostgreSQL of `env`."""
+    """Run `mlflow server` with the PostgreSQL database of `env`."""
     settings = {
         "MLFLOW_BACKEND_STORE_URI": "postgresql+psycopg:///mlflow",
         "MLFLOW_AUTH_CONFIG_PATH": str(Path(__file__).with_name("basic_auth.ini").resolve()),
-        # Not an option, which every user of the machine sees.
+        # Not a command-line option, which all users of the machine could read.
         "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(),
-        # Background jobs evaluate language models, and leave files behind.
+        # Background jobs are for evaluating language models, and leave files behind.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
     command: list[str | Path] = [
@@ -128,7 +128,7 @@ def stop(*_: object) -> NoReturn:
 @click.command()
 @click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
 def server(port: int) -> None:
-    """Serve on 127.0.0.1 until stopped by Ctrl-C or SIGTERM; then everything is deleted.
+    """Serve on 127.0.0.1 until Ctrl-C or SIGTERM, then delete all data.
 
     The administrator is `admin`, with the password in MLFLOW_AUTH_ADMIN_PASSWORD.
     """
@@ -136,8 +136,8 @@ def server(port: int) -> None:
     if programs is None:
         raise click.ClickException("PostgreSQL is not installed: on Debian, apt install postgresql")
     if not os.environ.get(ADMIN_PASSWORD):
-        raise click.ClickException(f"{ADMIN_PASSWORD} is not set: 12 characters or more")
-    if not is_free(port):  # what answers there would pass for ours
+        raise click.ClickException(f"{ADMIN_PASSWORD} is not set: use 12 characters or more")
+    if not is_free(port):  # another server's answers would look like ours
         raise click.ClickException(f"port {port} is in use: choose another with --port")
     signal.signal(signal.SIGTERM, stop)
     with (
@@ -147,7 +147,7 @@ def server(port: int) -> None:
     ):
         click.echo(f"Ready: http://127.0.0.1:{port}")
         process.wait()
-    raise click.ClickException("mlflow server has ended: see its messages above")
+    raise click.ClickException("mlflow server has stopped: see its messages above")
 
 
 if __name__ == "__main__":

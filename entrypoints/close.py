@@ -1,4 +1,4 @@
-"""End runs whose process is gone: mlflow run . -e close"""
+"""Close runs whose process has died: mlflow run . -e close"""
 
 import click
 
@@ -7,12 +7,12 @@ from entrypoints.cli.command import Command
 
 @click.command(cls=Command)
 def close() -> None:
-    """End, as KILLED, the runs that say RUNNING though their process on this machine died."""
+    """Mark as KILLED the RUNNING runs whose process on this machine has died."""
     from fashion.tracking import checkpoint, runs, store
 
     store.connect()
     for run_id in runs.close_stale():
-        hint = "" if checkpoint.is_empty(run_id) else f"; go on by -P resume={run_id}"
+        hint = "" if checkpoint.is_empty(run_id) else f"; continue with -P resume={run_id}"
         click.echo(f"{run_id}: closed{hint}")
 
 

@@ -5,35 +5,30 @@ from pathlib import Path
 import click
 
 from entrypoints.cli.command import Command
-from entrypoints.cli.options import experiment_option, names, switch
-from fashion.settings.metrics import METRICS
+from entrypoints.cli.options import declared_options, experiment_option, names, switch
+from fashion.settings.comparison import QUERY_OPTIONS, TABLE_FORMATS, Query
 
 
 @click.command(cls=Command)
 @experiment_option
-@click.option("--filter", "filter_string", default="", help="In MLflow's search syntax.")
+@click.option("--filter", "filter_string", default="", help="Filter in MLflow's search syntax.")
 @names("--model", "models", metavar="NAMES", help="Only these models. Default: all.")
-@click.option(
-    "--metric",
-    type=click.Choice(list(METRICS)),
-    default="val_accuracy",
-    show_default=True,
-    help="What orders the runs, best first.",
-)
-@click.option(
-    "--top", type=click.IntRange(min=1), default=20, show_default=True, help="How many to show."
-)
-@switch("--latest-per-model", help="Only the newest run of each model.")
-@switch("--group", help="Mean and standard deviation over the seeds.")
+@declared_options(list(QUERY_OPTIONS.values()))
+@switch("--group", help="Show mean and standard deviation over seeds instead of single runs.")
 @click.option(
     "--format",
     "output_format",
-    type=click.Choice(["table", "markdown", "csv", "json", "html"]),
-    default="table",
+    type=click.Choice(TABLE_FORMATS),
+    default=TABLE_FORMATS[0],
     show_default=True,
-    help="table fits a terminal of 80 columns; the others hold every column.",
+    help="table fits a terminal of 80 columns; the other formats contain every column.",
 )
-@click.option("--output", default="", metavar="FILE", help="Write there instead of printing.")
+@click.option(
+    "--output",
+    default="",
+    metavar="FILE",
+    help="Write the table to this file instead of printing it.",
+)
 @switch("--log", help="Log the table and a figure to MLflow.")
 def compare(
     experiments: list[str],
@@ -49,12 +44,12 @@ def compare(
 ) -> None:
     """Show training runs as a table, best first."""
     if group and latest_per_model:
-        raise click.UsageError("--group and --latest-per-model exclude each other.")
+        raise click.UsageError("--group and --latest-per-model are mutually exclusive.")
     from fashion.analysis import comparison
     from fashion.tracking import query, records, store
 
     store.connect()
-    asked = query.Query(experiments, filter_string, models, metric, top, latest_per_model)
+    asked = Query(experiments, filter_string, models, metric, top, latest_per_model)
     table = query.groups(asked) if group else query.runs(asked)
     if output:
         comparison.write(table, output_format, Path(output), metric)

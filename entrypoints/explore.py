@@ -1,4 +1,4 @@
-"""Look inside a model: mlflow run . -e explore"""
+"""Explore the layers of a model: mlflow run . -e explore"""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from entrypoints.cli.command import Command
 from entrypoints.cli.options import data_dir_option, experiment_asked_for, settings_options
 from fashion.settings.experiment import Architecture
 from fashion.settings.option import options_of
-from fashion.settings.task import TEST_SIZE
+from fashion.settings.task import CHAMPION_URI, TEST_SIZE
 
 
 @click.command(cls=Command)
@@ -17,25 +17,25 @@ from fashion.settings.task import TEST_SIZE
     "--model-uri",
     default="",
     metavar="URI",
-    help="Explore this trained model, such as models:/fashion-mnist-cnn@champion, instead of an"
-    " untrained one.",
+    help=f"MLflow URI of a trained model to explore, such as {CHAMPION_URI}. Default: an untrained"
+    " model.",
 )
 @click.option(
     "--index",
     type=click.IntRange(min=0, max=TEST_SIZE - 1),
     default=0,
     show_default=True,
-    help="Which test image to show the model.",
+    help="Index of the test image to show to the model.",
 )
 @click.option(
     "--output-dir",
     default="",
     metavar="DIRECTORY",
-    help="Write the table and the figures there too.",
+    help="Directory to also write the table and figures to.",
 )
 @data_dir_option
 def explore(model_uri: str, index: int, output_dir: str, data_dir: str, **settings: Any) -> None:
-    """Show a model's layers, its filters, and what it makes of one test image."""
+    """Show a model's layers, its filters, and its feature maps for one test image."""
     asked = experiment_asked_for(settings)
     from pathlib import Path
 

@@ -7,6 +7,7 @@ import click
 from entrypoints.cli.command import Command
 from entrypoints.cli.options import data_dir_option, model_uri_option
 from entrypoints.cli.types import FileStem
+from fashion.settings.task import MODEL_NAME
 
 
 @click.command(cls=Command)
@@ -17,25 +18,25 @@ from entrypoints.cli.types import FileStem
     type=click.Choice(["pth", "onnx"]),
     default="pth",
     show_default=True,
-    help="pth is the state dict; onnx needs uv sync --group onnx.",
+    help="pth writes the state dict; onnx needs uv sync --group onnx.",
 )
 @click.option(
     "--name",
     type=FileStem(),
-    default="fashion-mnist-cnn",
+    default=MODEL_NAME,
     show_default=True,
-    help="The file's name without its suffix.",
+    help="File name without suffix.",
 )
 @click.option(
     "--output-dir",
     default="models",
     metavar="DIRECTORY",
     show_default=True,
-    help="Where to put the file.",
+    help="Directory to write the file to.",
 )
 @data_dir_option
 def export(model_uri: str, output_format: str, name: str, output_dir: str, data_dir: str) -> None:
-    """Write a model as FILE.pth or FILE.onnx and check what was written."""
+    """Write a model as NAME.pth or NAME.onnx and verify the written file."""
     from fashion.data.dataset import load_dataset
     from fashion.inference import export
     from fashion.tracking import models, store

@@ -1,4 +1,4 @@
-"""The whole lab, one command: mlflow run ."""
+"""Run the whole lab with one command: mlflow run ."""
 
 import sys
 from dataclasses import replace
@@ -8,8 +8,9 @@ import click
 
 from entrypoints.cli.command import Command
 from entrypoints.cli.options import experiment_asked_for, training_options
+from fashion.settings.task import MODEL_NAME
 
-# Beside the model that is asked for. They have a hidden layer and nothing else to choose.
+# Trained beside the requested model. Of the architecture's options they have hidden_units alone.
 LINEAR_MODELS = ("baseline", "nonlinear")
 
 
@@ -24,9 +25,9 @@ def main(
     system_metrics: bool,
     **settings: Any,
 ) -> None:
-    """Train the lab's models as child runs of one, compare them, register the best MODEL.
+    """Train the lab's models as child runs, compare them and register the best MODEL.
 
-    The models are baseline, nonlinear and MODEL, all by the same settings.
+    Trains baseline, nonlinear and MODEL with the same settings.
     """
     asked = experiment_asked_for(settings)
     from fashion.analysis import comparison
@@ -68,7 +69,7 @@ def main(
             click.echo(f"\n{comparison.render(table, 'table')}")
             if asked.val_size:
                 candidates = query.Query(models=[asked.model])
-                click.echo(registry.register(registry.MODEL_NAME, candidates, dataset))
+                click.echo(registry.register(MODEL_NAME, candidates, dataset))
             else:
                 click.echo("Nothing registered: val_size 0 leaves no validation data to select on.")
 

@@ -1,4 +1,4 @@
-"""Name what images show: mlflow run . -e predict -P images=shoe.jpg"""
+"""Classify images: mlflow run . -e predict -P images=shoe.jpg"""
 
 from pathlib import Path
 
@@ -16,13 +16,13 @@ from entrypoints.cli.types import Indices, OutputFile
     multiple=True,
     default=[""],
     metavar="PATH",
-    help="A PNG or JPEG file, or a folder of them; may be repeated.",
+    help="PNG or JPEG file, or folder of such files; can be repeated.",
 )
 @click.option(
     "--indices",
     type=Indices(),
     default="",
-    help='Test images, for example "0,5,10-14"; their true class is shown too.',
+    help='Indices of test images, such as "0,5,10-14"; their true class is shown too.',
 )
 @model_uri_option
 @click.option(
@@ -30,26 +30,26 @@ from entrypoints.cli.types import Indices, OutputFile
     type=click.IntRange(min=1, max=10),
     default=3,
     show_default=True,
-    help="How many classes to name for each image.",
+    help="Number of classes to show for each image, most probable first.",
 )
 @click.option(
     "--invert",
     type=click.Choice(["auto", "always", "never"]),
     default="auto",
     show_default=True,
-    help="Whether files show dark on light; auto looks at their corners.",
+    help="Whether to invert image files, for dark on light; auto decides by the corners.",
 )
 @click.option(
     "--output",
     type=OutputFile(".csv", ".json"),
     default="",
-    help="Write the answers there too, as .csv or .json.",
+    help="Also write the predictions to this .csv or .json file.",
 )
 @click.option(
     "--figure",
     type=OutputFile(".png"),
     default="",
-    help="Draw the first 60 images with their classes there, as .png.",
+    help="Also draw the first 60 images with their predictions to this .png file.",
 )
 @data_dir_option
 def predict(
@@ -64,7 +64,7 @@ def predict(
 ) -> None:
     """Classify image files, test images, or both.
 
-    A file that cannot be read is named and skipped; the exit status is 1 then.
+    Unreadable files are reported and skipped; the exit code is then 1.
     """
     if not any(paths) and not indices:
         raise click.UsageError("Give --images, --indices, or both.")
@@ -91,7 +91,7 @@ def predict(
         if figure:
             predict.draw(answers, figure)
     if skipped:
-        raise click.ClickException(f"{skipped} skipped as unreadable")
+        raise click.ClickException(f"unreadable files skipped: {skipped}")
 
 
 if __name__ == "__main__":

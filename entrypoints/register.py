@@ -1,11 +1,13 @@
-"""Register the best model and name the champion: mlflow run . -e register"""
+"""Register the best model and update the champion: mlflow run . -e register"""
 
 import click
 
 from entrypoints.cli.command import Command
 from entrypoints.cli.options import data_dir_option, experiment_option, settings_options, switch
 from fashion.models.catalogue import constructor
-from fashion.settings.metrics import SELECTING_METRICS
+from fashion.settings.comparison import Query
+from fashion.settings.metrics import DEFAULT_METRIC, SELECTING_METRICS
+from fashion.settings.task import MODEL_NAME
 
 
 @click.command(cls=Command)
@@ -13,20 +15,20 @@ from fashion.settings.metrics import SELECTING_METRICS
 @settings_options("model")
 @click.option(
     "--name",
-    default="fashion-mnist-cnn",
+    default=MODEL_NAME,
     show_default=True,
-    help="The registered model.",
+    help="Name of the registered model.",
 )
 @click.option(
     "--metric",
     type=click.Choice(SELECTING_METRICS),
-    default="val_accuracy",
+    default=DEFAULT_METRIC,
     show_default=True,
-    help="What the best run and the champion are chosen by.",
+    help="Metric to select the best run and the champion by.",
 )
-@switch("--select-on-test", help="Allow a test metric to choose; its value is then optimistic.")
-@switch("--dry-run", help="Say what would be done, and do nothing.")
-@switch("--rollback", help="Make the previous champion champion again, and register nothing.")
+@switch("--select-on-test", help="Allow a test metric for selection; its value is then optimistic.")
+@switch("--dry-run", help="Print what would be done without doing it.")
+@switch("--rollback", help="Restore the previous champion; register nothing.")
 @data_dir_option
 def register(
     experiments: list[str],
@@ -38,19 +40,18 @@ def register(
     rollback: bool,
     data_dir: str,
 ) -> None:
-    """Register the best finished run; the alias champion moves to it if it beats the champion."""
+    """Register the best finished run, and make it champion if it beats the current champion."""
     if metric.startswith("test_") and not select_on_test:
         raise click.BadParameter(
-            f"{metric} would select on test data; use val_accuracy, or insist with"
+            f"{metric} would select on test data; use {DEFAULT_METRIC}, or allow it with"
             " --select-on-test.",
             param_hint="--metric",
         )
     if rollback and dry_run:
-        raise click.UsageError("--rollback and --dry-run exclude each other.")
+        raise click.UsageError("--rollback and --dry-run are mutually exclusive.")
     constructor(model)
     from fashion.data.dataset import load_dataset
     from fashion.tracking import registry, store
-    from fashion.tracking.query import Query
 
     dataset = None if rollback else load_dataset(data_dir)
     store.connect()

@@ -1,4 +1,4 @@
-"""Log what waits for the tracking store: mlflow run . -e replay"""
+"""Log runs that could not be logged: mlflow run . -e replay"""
 
 import click
 
@@ -9,7 +9,7 @@ from entrypoints.cli.options import data_dir_option
 @click.command(cls=Command)
 @data_dir_option
 def replay(data_dir: str) -> None:
-    """Log the runs that this machine trained while the tracking store was away."""
+    """Log the runs that this machine trained while the tracking store was unreachable."""
     from fashion.data.dataset import load_dataset
     from fashion.tracking import store, training
 

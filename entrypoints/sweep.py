@@ -1,4 +1,4 @@
-"""Search for good settings with Ray Tune: mlflow run . -e sweep -P space=sweeps/cnn.yaml"""
+"""Search hyperparameters with Ray Tune: mlflow run . -e sweep -P space=sweeps/cnn.yaml"""
 
 import os
 from collections.abc import Mapping
@@ -20,12 +20,12 @@ from fashion.errors import SettingError
 from fashion.settings.experiment import Experiment
 from fashion.sweeps.plan import METRIC, PLAN_OPTIONS, Plan, Range, Space, parse, read
 
-# Settings that come after training, or need what a trial has none of: a trial that ASHA stops has
-# no best epoch to go back to.
+# Options that do not apply to trials: those of the command, tta, which is evaluated after training,
+# and patience, because ASHA decides when a trial stops.
 NOT_SEARCHED = {*COMMAND_OPTIONS, "tta", "patience"}
-# The same for all trials, or their validation accuracies would not compare.
+# Must be equal for all trials, so that their validation accuracies are comparable.
 SHARED = ("val_size", "epochs", "device")
-# More combinations than that are not checked one by one before the first of them is trained.
+# Maximum number of combinations to check before the first trial.
 CHECKED_CORNERS = 2_000
 
 
@@ -35,25 +35,26 @@ CHECKED_CORNERS = 2_000
     default="sweeps/cnn.yaml",
     show_default=True,
     metavar="FILE",
-    help="What to search: options of train, each with a value, a list of values or a range.",
+    help="YAML file of the search space: options of train, each with a value, a list of values or"
+    " a range.",
 )
 @declared_options(list(PLAN_OPTIONS.values()))
 @click.option(
     "--storage",
     default="",
     metavar="FOLDER",
-    help="Where the state of the sweep is kept until it has finished; on a cluster a folder that"
-    " all nodes see, or an address such as s3://bucket/path. Default: FASHION_STATE_DIR, else"
-    " the user's state directory.",
+    help="Where to store the state of the sweep until it has finished; on a cluster a folder"
+    " visible to all nodes, or an address such as s3://bucket/path. Default: FASHION_STATE_DIR,"
+    " else the user's state directory.",
 )
 @resume_option(
-    "Continue this interrupted sweep; latest is the last one on this machine. All other options"
-    " are taken from it."
+    "Id of an interrupted sweep to continue, or latest for the last one on this machine. All other"
+    " options are taken from it."
 )
 @data_dir_option
 @click.pass_context
 def sweep(context: click.Context, resume: str, data_dir: str, **options: Any) -> None:
-    """Train many configurations, compare them on validation data, and name the best."""
+    """Train many configurations, compare them on validation data, and report the best."""
     if find_spec("ray") is None or find_spec("optuna") is None:
         raise click.ClickException("a sweep needs Ray and Optuna: uv sync --extra sweep")
     if resume:
@@ -62,7 +63,7 @@ def sweep(context: click.Context, resume: str, data_dir: str, **options: Any) ->
         options["text"] = read(Path(options["space"])).text
         _check(options)
 
-    # Under `uv run` Ray would start workers by uv, which need not be on PATH; read on import.
+    # Under `uv run`, Ray would start workers with uv, which may not be on PATH. Read on import.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     from fashion.data.dataset import load_dataset
     from fashion.sweeps import report, sweep
@@ -71,15 +72,15 @@ def sweep(context: click.Context, resume: str, data_dir: str, **options: Any) ->
     store.connect()
     if resume:
         resume = sweep.unfinished(resume)
-        options = sweep.kept(resume)
+        options = sweep.load_options(resume)
     space, shared = _check(options)
     plan = Plan(shared.recipe.epochs, **{name: options[name] for name in PLAN_OPTIONS})
     dataset = load_dataset(data_dir)
     run_id, best = sweep.run(
         resume, options, space, plan, dataset, shared.val_size, options["storage"]
     )
-    click.echo(f"\nBest: {best.metrics[METRIC]:.2%} of the validation images, trial run")
-    click.echo(f"{best.run_id}; to train it again and test it:\n")
+    click.echo(f"\nBest trial: {best.metrics[METRIC]:.2%} validation accuracy,")
+    click.echo(f"run {best.run_id}. To train it again and test it:\n")
     click.echo(report.command(best.config))
     click.echo(f"\nLogged as run {run_id}")
 
@@ -87,14 +88,14 @@ def sweep(context: click.Context, resume: str, data_dir: str, **options: Any) ->
 def _refuse_others(context: click.Context, options: Mapping[str, Any]) -> None:
     for option in context.command.params:
         if option.name in options and options[option.name] != option.get_default(context):
-            raise click.UsageError(f"resume takes {option.name} from the sweep: leave it out.")
+            raise click.UsageError(f"resume takes {option.name} from the sweep: omit it.")
 
 
 def _check(options: Mapping[str, Any]) -> tuple[Space, Experiment]:
-    """Return the search space, and one of its experiments for what all of them share.
+    """Return the search space, and one of its experiments, for the settings that all share.
 
     Raises:
-        click.BadParameter: there is a configuration that `train` would refuse.
+        click.BadParameter: `train` would reject a configuration of the space.
     """
 
     def refuse(message: str) -> NoReturn:
@@ -104,14 +105,14 @@ def _check(options: Mapping[str, Any]) -> tuple[Space, Experiment]:
 
     space = parse(options["text"], options["space"])
     for name in space.dimensions.keys() & NOT_SEARCHED:
-        refuse(f"{name} is none of a trial's options.")
+        refuse(f"{name} is not an option of trials.")
     for name in SHARED:
         if name in space.searched:
             refuse(f"{name} must be the same for all trials.")
     if options["search"] == "grid" and any(
         isinstance(value, Range) for value in space.dimensions.values()
     ):
-        refuse("a grid takes lists of values, no ranges.")
+        refuse("grid search needs lists of values, not ranges.")
     for corner in islice(space.corners(), CHECKED_CORNERS):
         try:
             shared = Experiment.from_options(corner)
@@ -119,7 +120,7 @@ def _check(options: Mapping[str, Any]) -> tuple[Space, Experiment]:
         except SettingError as error:
             refuse(f"{error}.")
     if not shared.val_size:
-        refuse("a sweep selects on validation data: val_size is 0.")
+        refuse("a sweep selects on validation data, but val_size is 0.")
     return space, shared
 
 

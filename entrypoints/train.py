@@ -18,8 +18,8 @@ from entrypoints.cli.options import (
 @click.command(cls=Command)
 @training_options
 @resume_option(
-    "Continue this interrupted run; latest is the last one on this machine. Its settings are taken"
-    " from it; those given here must be the same."
+    "Id of an interrupted run to continue, or latest for the last one on this machine. Its settings"
+    " are restored; options given here must match them."
 )
 @click.pass_context
 def train(
@@ -33,7 +33,7 @@ def train(
 ) -> None:
     """Train MODEL on Fashion-MNIST and log the run to MLflow."""
     if resume and seeds > 1:
-        raise click.UsageError("resume continues one run: leave seeds out.")
+        raise click.UsageError("resume continues a single run: omit seeds.")
     asked = experiment_asked_for(settings)
     from fashion.data.dataset import load_dataset
     from fashion.data.download import locate

@@ -1,8 +1,8 @@
-"""Errors whose message is meant for the person at the terminal."""
+"""Errors whose message is shown to the user."""
 
 
 class FashionError(Exception):
-    """A fault the user can mend. Its message is one actionable line."""
+    """An error that the user can fix. Its message is one actionable line."""
 
 
 class SettingError(FashionError, ValueError):
@@ -10,7 +10,7 @@ class SettingError(FashionError, ValueError):
 
     Attributes:
         problem: what is wrong.
-        option: the name of the option; empty where the problem is one of several together.
+        option: name of the option; empty if several options contradict each other.
     """
 
     def __init__(self, problem: str, option: str = "") -> None:
@@ -27,7 +27,7 @@ class DeviceError(FashionError):
 
 
 class ModelError(FashionError):
-    """A network cannot be built as asked for."""
+    """A network cannot be built as requested."""
 
 
 class TrackingError(FashionError):
@@ -35,5 +35,5 @@ class TrackingError(FashionError):
 
 
 def printable(text: str) -> str:
-    """Return the text in one line, with escapes where a character would garble a terminal."""
+    """Escape line breaks and other characters that are not printable."""
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)

@@ -1,4 +1,4 @@
-"""Write files whole or not at all; where downloads, compiled kernels and unfinished runs are."""
+"""Write files atomically; locate the cache and state folders."""
 
 import os
 import tempfile
@@ -14,14 +14,14 @@ class FileError(FashionError):
 
 
 def cache_dir() -> Path:
-    """Return this project's folder in the user's cache; it need not exist."""
+    """Return the folder for downloads and compiled kernels, which need not exist."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fashion-mnist"
 
 
 def state_dir() -> Path:
-    """Return the folder that unfinished runs are kept in; it need not exist.
+    """Return the folder for unfinished runs, which need not exist.
 
-    It is FASHION_STATE_DIR, else this project's folder in the user's state.
+    It is FASHION_STATE_DIR, else this project's folder in the user's state directory.
     """
     chosen = os.environ.get("FASHION_STATE_DIR")
     if chosen:
@@ -32,13 +32,13 @@ def state_dir() -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield where to write what `path` shall hold; it takes its place when the block succeeds.
+    """Yield a temporary path; the file written there replaces `path` if the block succeeds.
 
-    Folders that are missing are made. When the block fails, a file that was there before stays.
-    What is no file, such as /dev/stdout, is written to and not replaced.
+    Missing folders are created. If the block fails, an existing file stays. Special files, such as
+    /dev/stdout, are written to and not replaced.
 
     Raises:
-        FileError: it cannot be written.
+        FileError: the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Turn a signal into one KeyboardInterrupt, raised where it breaks nothing.
+"""Turn signals into one KeyboardInterrupt, raised where interrupting is safe.
 
-What may not be cut short, such as a database's transaction, defers it. A deferral is bounded: a
-signal that is repeated, or `GRACE_SECONDS`, ends the process with the signal's exit code.
+Code that must not be interrupted, such as a database transaction, defers it. Deferrals are bounded:
+after a repeated signal or `GRACE_SECONDS` the process exits with the signal's exit code.
 """
 
 import _thread
@@ -16,17 +16,18 @@ from types import FrameType
 from typing import Any
 
 GRACE_SECONDS = 10.0
-# `mlflow run` answers Ctrl-C by a SIGTERM, a moment after its child has got the terminal's SIGINT:
-# that is no repetition.
+# On Ctrl-C, `mlflow run` sends its child a SIGTERM shortly after the terminal's SIGINT: that is not
+# a repeated signal.
 REPEATED_AFTER_SECONDS = 1.0
+# Between attempts to deliver a deferred signal.
 RETRY_SECONDS = 0.01
 
 
 class Interruption:
-    """What has been received while a command runs, and whether it can be raised now.
+    """The signal that a command has received, and whether it can be raised now.
 
     Attributes:
-        received: the number of the first signal, None before there is one.
+        received: the first signal, None if there was none.
     """
 
     def __init__(self) -> None:
@@ -39,7 +40,7 @@ class Interruption:
         self._ended = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal: raise KeyboardInterrupt now, or see to it that it is raised later."""
+        """Handle a signal: raise KeyboardInterrupt now, or schedule it for later."""
         retry, self._retrying = self._retrying, False
         if self.received is None:
             self.received, self._pending = signal.Signals(number), True
@@ -56,31 +57,31 @@ class Interruption:
         raise KeyboardInterrupt
 
     def begin_deferral(self) -> None:
-        """Raise nothing until as many deferrals have ended as began; in the main thread only."""
+        """Defer interrupts until the matching `end_deferral`; no effect outside the main thread."""
         if threading.current_thread() is threading.main_thread():
             self._deferrals += 1
             if self._deferrals == 1:
                 self._deferred_at = time.monotonic()
 
     def end_deferral(self) -> None:
-        """Allow what was received meanwhile to be raised, a moment later."""
+        """End a deferral; after the outermost, deliver a pending signal."""
         if threading.current_thread() is threading.main_thread():
             self._deferrals -= 1
             if self._pending and not self._deferrals:
                 self.retry()
 
     def raise_again(self) -> None:
-        """Raise once more what was raised where nobody could catch it."""
+        """Raise the interrupt again, after it was raised where it could not be caught."""
         self._pending = True
         self.retry()
 
     def retry(self) -> None:
-        """Handle the signal again in a moment."""
-        # Not threading.Timer, whose locks the interrupted code may hold.
+        """Deliver the signal again after `RETRY_SECONDS`."""
+        # Not threading.Timer: the interrupted code may hold its locks.
         _thread.start_new_thread(self._signal_later, ())
 
     def end(self) -> None:
-        """Watch no longer: the command has ended."""
+        """Stop watching, after the command has ended."""
         self._ended = True
 
     def _signal_later(self) -> None:
@@ -90,7 +91,7 @@ class Interruption:
             _thread.interrupt_main(self.received)
 
     def _watch(self) -> None:
-        """End the process where one deferral lasts too long after the signal."""
+        """Exit if a deferral lasts longer than `GRACE_SECONDS` after the signal."""
         while not self._ended:
             time.sleep(0.1)
             began = max(self._deferred_at, self._received_at)
@@ -108,30 +109,30 @@ _current: Interruption | None = None
 
 @contextmanager
 def interruptible() -> Iterator[Interruption]:
-    """Turn SIGINT, SIGTERM and SIGHUP into one KeyboardInterrupt while the block lasts."""
+    """Turn SIGINT, SIGTERM and SIGHUP into one KeyboardInterrupt during the block."""
     global _current
     interruption = Interruption()
     numbers = [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, "SIGHUP"):  # Windows has none
+    if hasattr(signal, "SIGHUP"):  # not on Windows
         numbers.append(signal.SIGHUP)
     handlers = {}
-    if threading.current_thread() is threading.main_thread():  # only it may set signal handlers
-        # nohup and shells ignore signals on behalf of what runs in the background.
+    if threading.current_thread() is threading.main_thread():  # others cannot set signal handlers
+        # Keep signals ignored that nohup or a shell ignores for a background process.
         handlers = {
             number: handler
             for number in numbers
             if (handler := signal.getsignal(number)) != signal.SIG_IGN
         }
 
-    def keep(lost: Any) -> None:
-        # Python drops what is raised where nobody can catch it: in a weak reference's callback.
+    def raise_unraisable(lost: Any) -> None:
+        # Python drops exceptions raised in, for example, the callback of a weak reference.
         if interruption.received and issubclass(lost.exc_type, KeyboardInterrupt):
             interruption.raise_again()
         else:
             hook(lost)
 
     outer, _current = _current, interruption
-    hook, sys.unraisablehook = sys.unraisablehook, keep
+    hook, sys.unraisablehook = sys.unraisablehook, raise_unraisable
     for number in handlers:
         signal.signal(number, interruption.handle)
     try:
@@ -145,20 +146,20 @@ def interruptible() -> Iterator[Interruption]:
 
 
 def begin_deferral(*_: Any) -> None:
-    """Put interruptions off until `end_deferral`; a pair may be within another."""
+    """Defer interrupts until `end_deferral`; pairs can be nested."""
     if _current is not None:
         _current.begin_deferral()
 
 
 def end_deferral(*_: Any) -> None:
-    """Raise a moment later what was put off, if anything was."""
+    """End a deferral; a deferred interrupt is raised shortly after."""
     if _current is not None:
         _current.end_deferral()
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Put interruptions off until the block ends, as long as `GRACE_SECONDS` at most."""
+    """Defer interrupts until the block ends, for at most `GRACE_SECONDS`."""
     begin_deferral()
     try:
         yield
@@ -167,5 +168,5 @@ def deferred() -> Iterator[None]:
 
 
 def _is_importing(frame: FrameType | None) -> bool:
-    """Tell whether the import system is at work, whose lock would be held for ever."""
+    """Return whether an import is in progress, whose lock would never be released."""
     return frame is not None and frame.f_globals.get("__name__") == "importlib._bootstrap"

@@ -6,8 +6,8 @@ WIDTH = 80
 
 
 def render(*blocks: RenderableType) -> str:
-    """Return the blocks, one under the other, as plain text of at most `WIDTH` columns."""
-    # Names are text, also where they look like rich's markup.
+    """Render the blocks one below the other, as plain text of at most `WIDTH` columns."""
+    # markup=False: names may contain text that looks like rich's markup.
     console = Console(width=WIDTH, color_system=None, markup=False, emoji=False, highlight=False)
     with console.capture() as capture:
         console.print(*blocks, sep="\n")

@@ -1,1 +1,1 @@
-"""What the commands share: options, their types, how errors and interruptions are shown."""
+"""Shared code of the commands: options and their types, error messages, exit codes."""

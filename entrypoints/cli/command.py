@@ -1,4 +1,4 @@
-"""A Click command that shows a user's mistakes as one line, and signals as exit codes."""
+"""A Click command with one-line error messages, and exit codes for signals."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from fashion.interrupts import interruptible
 
 
 class Command(click.Command):
-    """A command whose options may be spelled with - or _, as MLflow passes them on."""
+    """A command whose options can be spelled with - or _, because MLflow uses both."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -34,7 +34,7 @@ class Command(click.Command):
 
 
 def usage_error(error: SettingError, ctx: click.Context | None = None) -> click.UsageError:
-    """Return Click's error for an option's wrong value, which exits with 2."""
+    """Convert a SettingError to Click's usage error, with exit code 2."""
     if not error.option:
         return click.UsageError(f"{error}.", ctx)
     hint = f"--{error.option.replace('_', '-')}"

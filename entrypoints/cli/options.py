@@ -1,6 +1,6 @@
-"""Click options, those of a training run derived from the settings that declare them.
+"""Click options; those of a training run are derived from the settings classes.
 
-Nothing here imports torch or MLflow: `--help` and a mistyped option answer at once.
+Nothing here imports torch or MLflow, so that `--help` and usage errors are fast.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,35 +14,37 @@ from fashion.models.catalogue import KNOWN
 from fashion.settings.experiment import OPTIONS, Experiment
 from fashion.settings.option import Option, split_names
 from fashion.settings.presets import PRESETS
+from fashion.settings.task import CHAMPION_URI
 
-# Options of the commands that train, which say nothing of what is trained.
+# Options of the training commands that are not settings of the experiment.
 COMMAND_OPTIONS = ("seeds", "nproc", "resume", "data_dir", "system_metrics")
 
 
-class Undeclared(click.Option):
-    """An option that MLproject gives no default.
+class CommandLineOnly(click.Option):
+    """An option that is not listed in MLproject.
 
-    MLflow logs whatever MLproject gives a default, and for good: what a preset decides, or few runs
-    need, has its default here alone. `mlflow run -P name=value` passes it on all the same.
+    MLflow logs the default of each listed parameter, and the logged value cannot be changed. So
+    options that a preset may set, or that few runs need, have a default only here. `mlflow run
+    -P name=value` passes unlisted parameters on too.
     """
 
 
 def settings_options(*names: str) -> Callable:
-    """Add these options of a training run."""
+    """Add the named options of a training run."""
     return declared_options([OPTIONS[name] for name in names])
 
 
 def declared_options(options: Sequence[Option], preset: bool = False) -> Callable:
-    """Add the options that a settings class declares.
+    """Add options declared in a settings class.
 
     Args:
-        options: which.
-        preset: whether the command has presets, so that MLproject must not decide what they do.
+        options: the options.
+        preset: whether the command has presets; options that they may set stay out of MLproject.
     """
 
     def add(command: Callable) -> Callable:
         for option in reversed(options):
-            kind = Undeclared if preset and option.preset else click.Option
+            kind = CommandLineOnly if preset and option.preset else click.Option
             command = _click_option(option, kind)(command)
         return command
 
@@ -68,13 +70,13 @@ def _click_option(option: Option, kind: type[click.Option]) -> Callable:
 
 
 def _apply_preset(context: click.Context, _: click.Parameter, preset: str) -> str:
-    """Make the preset's settings the defaults of the options."""
+    """Use the preset's settings as defaults of the options."""
     context.default_map = PRESETS[preset]
     return preset
 
 
 def training_options(command: Callable) -> Callable:
-    """Add the options of the commands that train: all settings, and how to run them."""
+    """Add the options of the training commands: all settings, and how to run them."""
     options: list[Callable] = [
         declared_options(list(OPTIONS.values()), preset=True),
         click.option(
@@ -82,15 +84,15 @@ def training_options(command: Callable) -> Callable:
             type=click.IntRange(min=1, max=1000),
             default=1,
             show_default=True,
-            help="Number of runs, with consecutive seeds, as children of one run.",
+            help="Number of runs, with consecutive seeds; several become children of one run.",
         ),
         click.option(
             "--nproc",
             type=click.IntRange(min=1, max=1000),
             default=1,
             show_default=True,
-            help="Processes of this machine that share each batch (data-parallel training),"
-            " each on its own GPU or on its part of the cores.",
+            help="Number of data-parallel processes on this machine, which share each batch; each"
+            " uses one GPU, or its share of the cores.",
         ),
         data_dir_option,
         switch("--system-metrics", help="Also log CPU, memory and network use."),
@@ -104,7 +106,7 @@ def resume_option(help_text: str) -> Callable:
     """Add --resume."""
     return click.option(
         "--resume",
-        cls=Undeclared,
+        cls=CommandLineOnly,
         type=RunToResume(),
         default="",
         metavar="RUN",
@@ -113,10 +115,10 @@ def resume_option(help_text: str) -> Callable:
 
 
 def experiment_asked_for(parameters: Mapping[str, Any]) -> Experiment:
-    """Return the experiment that a command's parameters describe, once this machine can train it.
+    """Return the experiment of a command's parameters, after checking it against this machine.
 
     Raises:
-        SettingError: two of them contradict each other, or as for `build.check`.
+        SettingError: two settings contradict each other, or as for `build.check`.
     """
     experiment = Experiment.from_options(
         {name: value for name, value in parameters.items() if name in OPTIONS}
@@ -128,9 +130,10 @@ def experiment_asked_for(parameters: Mapping[str, Any]) -> Experiment:
 
 
 def settings_typed(context: click.Context) -> dict[str, Any]:
-    """Return the settings that were typed, by name.
+    """Return the explicitly given settings by name.
 
-    Of those that MLproject passes on in every run, its default may not be what was asked for.
+    `mlflow run` passes the parameters listed in MLproject in every run, so their defaults do not
+    count.
     """
     typed = {}
     values = Experiment.from_options(
@@ -149,14 +152,14 @@ def settings_typed(context: click.Context) -> dict[str, Any]:
 
 
 def switch(name: str, **attributes: Any) -> Callable:
-    """Declare an option that is true when given alone, and takes true or false from MLproject."""
+    """Declare a flag that also accepts true or false, for MLproject."""
     return click.option(
         name, type=bool, is_flag=False, flag_value=True, default=False, **attributes
     )
 
 
 def names(name: str, *declarations: str, **attributes: Any) -> Callable:
-    """Declare an option that takes names, repeated or separated by commas."""
+    """Declare an option for names, repeated or separated by commas."""
 
     def split(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> list[str]:
         return [name for value in values for name in split_names(value)]
@@ -172,8 +175,8 @@ def experiment_option(command: Callable) -> Callable:
         "--experiment",
         "experiments",
         metavar="NAMES",
-        help="Experiments to search, repeated or separated by commas; all for all of them."
-        " Default: the active one.",
+        help="Names of the experiments to search, repeated or separated by commas; all for all of"
+        " them. Default: the active one.",
     )(command)
 
 
@@ -183,8 +186,8 @@ def data_dir_option(command: Callable) -> Callable:
         "--data-dir",
         default="",
         metavar="DIRECTORY",
-        help="Directory of the dataset, which is downloaded there if it is missing. Default:"
-        " FASHION_DATA_DIR, else the cache, else Debian's package.",
+        help="Directory of the dataset; missing files are downloaded. Default: FASHION_DATA_DIR,"
+        " else the cache, else Debian's package.",
     )(command)
 
 
@@ -192,8 +195,8 @@ def model_uri_option(command: Callable) -> Callable:
     """Add --model-uri."""
     return click.option(
         "--model-uri",
-        default="models:/fashion-mnist-cnn@champion",
+        default=CHAMPION_URI,
         show_default=True,
         metavar="URI",
-        help="Model to load, by MLflow's address.",
+        help="MLflow URI of the model.",
     )(command)

@@ -1,4 +1,4 @@
-"""Types of options that are no settings of a training run."""
+"""Types of options that are not settings of a training run."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ class RunToResume(click.ParamType):
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if not re.fullmatch("|latest|[0-9a-f]{32}", value):
-            self.fail(f"{value!r} is neither the id of a run nor latest.", param, ctx)
+            self.fail(f"{value!r} is neither a run id nor latest.", param, ctx)
         return value
 
 
@@ -35,13 +35,15 @@ class Indices(click.ParamType):
                 self.fail(f"{part!r} is neither an index nor a range like 10-14.", param, ctx)
             first, last = int(match[1]), int(match[2] or match[1])
             if not first <= last < TEST_SIZE:
-                self.fail(f"{part} does not go up within 0 to {TEST_SIZE - 1}.", param, ctx)
+                self.fail(
+                    f"{part} is not within 0 to {TEST_SIZE - 1}, in ascending order.", param, ctx
+                )
             indices += range(first, last + 1)
         return indices
 
 
 class OutputFile(click.ParamType):
-    """A file that can be written, its format told by its suffix; None if it is empty."""
+    """A path to write to, with one of the allowed suffixes; None if empty."""
 
     name = "file"
 
@@ -57,20 +59,22 @@ class OutputFile(click.ParamType):
         if path.suffix.lower() not in self.suffixes:
             self.fail(f"{value} does not end in {' or '.join(self.suffixes)}.", param, ctx)
         if not path.parent.is_dir():
-            self.fail(f"there is no folder {path.parent} to write {path.name} to.", param, ctx)
+            self.fail(f"the folder {path.parent} does not exist.", param, ctx)
         if path.is_dir():
             self.fail(f"{value} is a folder.", param, ctx)
         return path
 
 
 class FileStem(click.ParamType):
-    """The name of a file without its suffix: in no folder, and not hidden."""
+    """A file name without suffix and folder, which is not hidden."""
 
     name = "name"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", value):
             self.fail(
-                f"{value!r} may have letters, digits and ._- only, and no dot first.", param, ctx
+                f"{value!r} may only contain letters, digits and ._- and not start with a dot.",
+                param,
+                ctx,
             )
         return value

@@ -1,4 +1,4 @@
-"""Show a table of runs or groups: on a terminal, as Markdown, CSV, JSON or HTML."""
+"""Format a table of runs or groups for a terminal, or as Markdown, CSV, JSON or HTML."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,19 +12,18 @@ from rich.table import Table
 
 from fashion import terminal
 from fashion.files import replacing
-from fashion.settings.metrics import METRICS
+from fashion.settings.metrics import DEFAULT_METRIC, METRICS
 
-FORMATS = ["table", "markdown", "csv", "json", "html"]
 MODEL_WIDTH = 15
-# What a table that is too wide does without, in this order.
+# Columns to omit, in this order, from a table that is too wide.
 EXPENDABLE = ["images_per_second", "val_loss", "test_loss", "train_seconds"]
 
 
-def render(table: pd.DataFrame, output_format: str, metric: str = "val_accuracy") -> str:
-    """Return `runs` or `groups`, ordered by `metric`, as text in one of `FORMATS`.
+def render(table: pd.DataFrame, output_format: str, metric: str = DEFAULT_METRIC) -> str:
+    """Return a table of runs or groups, sorted by `metric`, as text in one of `TABLE_FORMATS`.
 
-    "table" is for a terminal of 80 columns and keeps to the most telling columns, `metric` among
-    them; the others hold them all.
+    "table" fits a terminal of 80 columns and shows the most important columns, including `metric`;
+    the other formats contain every column.
     """
     if output_format == "table":
         return _terminal(table, metric)
@@ -38,7 +37,7 @@ def render(table: pd.DataFrame, output_format: str, metric: str = "val_accuracy"
 
 
 def write(table: pd.DataFrame, output_format: str, path: Path, metric: str) -> None:
-    """Write `render`'s text to a file.
+    """Write the result of `render` to a file.
 
     Raises:
         files.FileError: the file cannot be written.
@@ -62,7 +61,7 @@ def _plain(value: Any) -> str:
 
 def _terminal(table: pd.DataFrame, metric: str) -> str:
     if table.empty:
-        return "No runs found: train some first, or widen the query.\n"
+        return "No runs found: train some first, or relax the query.\n"
     cells = _group_cells if "n" in table else _run_cells
     rows = [cells(row, metric) for _, row in table.iterrows()]
     columns = {header: [row[header] for row in rows] for header in rows[0]}
@@ -71,7 +70,7 @@ def _terminal(table: pd.DataFrame, metric: str) -> str:
             columns.pop(METRICS[name].header, None)
     rich_table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for header in columns:
-        # Only a model's name may take several lines, so that no number is cut.
+        # Only model names are wrapped, so that no number is truncated.
         rich_table.add_column(
             header,
             justify="left" if header in ("model", "run") else "right",
@@ -84,7 +83,7 @@ def _terminal(table: pd.DataFrame, metric: str) -> str:
 
 
 def _width(columns: Mapping[str, Sequence[str]]) -> int:
-    """Return how wide a table is whose models' names are folded to `MODEL_WIDTH`."""
+    """Return the width of a table with model names wrapped to `MODEL_WIDTH`."""
     widths = {
         header: max(cell_len(line) for text in (header, *texts) for line in text.split("\n"))
         for header, texts in columns.items()
@@ -98,7 +97,7 @@ def _run_cells(row: pd.Series, _metric: str) -> dict[str, str]:
         style.header: _number(row[name] * style.scale, style.spec)
         for name, style in METRICS.items()
     }
-    # A run that did not finish says so where its result would stand.
+    # Unfinished runs show their status in place of the result.
     if row["status"] != "FINISHED":
         metrics[METRICS["test_accuracy"].header] = row["status"]
     return {
@@ -132,7 +131,7 @@ def _spread(row: pd.Series, name: str) -> str:
 
 
 def _number(value: float, spec: str) -> str:
-    """Format a number in at most 7 characters: 1.23e6 where `spec` would take more."""
+    """Format a number in at most 7 characters: as 1.23e6 if `spec` gives more."""
     if pd.isna(value):
         return "-"
     text = format(value, spec)

@@ -1,4 +1,4 @@
-"""Draw what a run found. Every function returns a new matplotlib Figure and touches no global."""
+"""Draw a run's results. Each function returns a new matplotlib Figure; no global state is used."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ RIGHT, WRONG = "tab:green", "tab:red"
 
 
 def confusion_matrix(confusion: pd.DataFrame, title: str) -> Figure:
-    """Draw the counts of `report.confusion_matrix`; the colour is the share of the true class."""
+    """Draw the counts of `tables.confusion_matrix`, coloured by the share of the true class."""
     figure = Figure(figsize=(8, 7), layout="constrained")
     axes = figure.add_subplot()
     shares = confusion.div(confusion.sum(axis="columns"), axis="index").to_numpy()
@@ -37,8 +37,9 @@ def learning_curves(history: pd.DataFrame, title: str) -> Figure:
     """Draw loss and accuracy against the epoch.
 
     Args:
-        history: indexed by epoch, with columns train_loss and train_accuracy and, where there was
-            a validation set, val_loss and val_accuracy.
+        history: indexed by epoch, with columns train_loss and train_accuracy and, if there is a
+            validation set, val_loss and val_accuracy.
+        title: title of the figure.
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     figure.suptitle(title)
@@ -61,21 +62,22 @@ def prediction_grid(
     title: str,
     confidence: Sequence[float] | None = None,
 ) -> Figure:
-    """Draw images with their predicted class: green where it is the true one, red where not.
+    """Draw images with their predicted class: green if it is correct, red if not.
 
     Args:
         images: uint8 or float, shape (N, 1, height, width).
         predicted: N titles.
-        true: N class names, or None where nobody knows them.
-        confidence: N probabilities of what was predicted, to be shown with it.
+        true: N class names, or None if unknown.
+        title: title of the figure.
+        confidence: N probabilities of the predictions, shown beside them.
     """
     columns = min(3, len(images))
     rows = -(-len(images) // columns)
     height = 3.1 * rows + 0.4
     figure = Figure(figsize=(3 * columns, height))
     figure.suptitle(title, y=1 - 0.1 / height, va="top")
-    # Two lines of text above each image. Finding the room by itself would take matplotlib longer
-    # than drawing.
+    # Two lines of text above each image. Computing this layout would take matplotlib longer than
+    # drawing.
     figure.subplots_adjust(0.01, 0.05 / height, 0.99, 1 - 0.8 / height, wspace=0.05, hspace=0.2)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
@@ -96,12 +98,13 @@ def prediction_grid(
 
 
 def reliability_diagram(calibration: pd.DataFrame, title: str) -> Figure:
-    """Draw accuracy against confidence, and below how many images each bin holds.
+    """Draw accuracy against confidence, and below it the number of images in each bin.
 
-    Bars below the diagonal are answers that were surer than they were right.
+    Bars below the diagonal are overconfident predictions.
 
     Args:
-        calibration: from `report.calibration`.
+        calibration: from `tables.calibration`.
+        title: title of the figure.
     """
     figure = Figure(figsize=(6, 6.5), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
@@ -118,11 +121,12 @@ def reliability_diagram(calibration: pd.DataFrame, title: str) -> Figure:
 
 
 def precision_recall_curves(labels: Tensor, logits: Tensor, title: str) -> Figure:
-    """Draw each class's precision against its recall, one class against all others.
+    """Draw precision against recall, each class against all others.
 
     Args:
-        labels: int64 class indices, shape (N,), every class among them.
+        labels: int64 class indices, shape (N,), with all classes present.
         logits: float32, shape (N, 10).
+        title: title of the figure.
     """
     figure = Figure(figsize=(7, 5.5), layout="constrained")
     axes = figure.add_subplot()
@@ -138,11 +142,11 @@ def precision_recall_curves(labels: Tensor, logits: Tensor, title: str) -> Figur
 
 
 def comparison(table: pd.DataFrame) -> Figure:
-    """Draw test accuracy against training time, one disc a run or group, its area the parameters.
+    """Draw test accuracy against training time, one disc per run or group, sized by parameters.
 
     Args:
-        table: from `compare.runs`, or from `compare.groups`, whose standard deviations become
-            error bars; rows that lack a figure are left out.
+        table: from `query.runs`, or from `query.groups` with standard deviations as error bars;
+            rows with missing values are left out.
     """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
@@ -166,7 +170,7 @@ def comparison(table: pd.DataFrame) -> Figure:
     axes.margins(0.2)
     axes.grid(alpha=0.3, which="both")
     if not drawn.empty:
-        # One size for all in the legend: a disc as large as in the plot would overlap its text.
+        # One size in the legend: discs as large as in the plot would overlap the text.
         for handle in axes.legend(loc="best").legend_handles:
             if isinstance(handle, PathCollection):
                 handle.set_sizes([60])

@@ -1,4 +1,4 @@
-"""Look inside a model: the shape of every layer, what one image becomes, what the filters are."""
+"""Explore a model: shapes of its layers, feature maps of one image, and filters."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -25,34 +25,34 @@ from fashion.models.catalogue import count_parameters
 from fashion.settings.task import CLASSES, IMAGE_SHAPE
 
 IMAGE_SIZE = IMAGE_SHAPE[1:]
-# Layers that slide a window over the image.
+# Layers with a sliding window.
 WINDOWED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
-# Blue is negative, red positive, white zero; grey, which is neither, divides the tiles.
+# Blue is negative, red positive, white zero; the grid between tiles is grey.
 SIGNED = matplotlib.colormaps["RdBu_r"].with_extremes(bad="0.6")
 
 DPI = 120
-# Of more filters, or channels of a filter, each would be too small to see.
+# More filters, or channels of a filter, would be too small to see.
 MOST_FILTERS = 32
 LEGEND = """
-Shapes are those of one image, channels first.
-sees: the receptive field, the pixels that one output value depends on."""
+Shapes are for one image, channels first.
+sees: receptive field, the pixels that one output value depends on."""
 
 
 class ExploreError(FashionError):
-    """The model has nothing to show."""
+    """The model has no filters to show."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer, as one image passes through it.
+    """A layer of a model.
 
     Attributes:
-        name: where the module is in its model, for example block_1.0.
-        kind: its class, for example Conv2d.
-        input_shape, output_shape: of one image, without the batch dimension.
+        name: path of the module in the model, for example block_1.0.
+        kind: class of the module, for example Conv2d.
+        input_shape, output_shape: shapes for one image, without the batch dimension.
         parameters: number of weights and biases.
-        receptive_field: height and width, in pixels, of the part of the image that one value of
-            the output depends on.
+        receptive_field: height and width, in pixels, of the part of the image that one output
+            value depends on.
     """
 
     name: str
@@ -65,11 +65,11 @@ class Layer:
 
 @dataclass(frozen=True)
 class Exploration:
-    """What there is to see in a model.
+    """Result of exploring a model.
 
     Attributes:
-        table: of the layers, for a terminal of 80 columns.
-        figures: by file name.
+        table: table of the layers, for a terminal of 80 columns.
+        figures: figures by file name.
     """
 
     table: str
@@ -77,13 +77,13 @@ class Exploration:
 
 
 def explore(model: nn.Module, image: Tensor, name: str, caption: str) -> Exploration:
-    """Show how `model` sees `image`.
+    """Return a model's layers, filters, and feature maps for one image.
 
     Args:
-        model: maps float32 images (N, 1, 28, 28) on the CPU to logits (N, 10); evaluation mode.
+        model: maps float32 images (N, 1, 28, 28) to logits (N, 10); in evaluation mode, on the CPU.
         image: float32, shape (1, 28, 28), in [0, 1].
-        name: what to call the model.
-        caption: what to call the image.
+        name: name of the model, for titles.
+        caption: description of the image, for titles.
 
     Raises:
         ExploreError: no layer of the model has filters.
@@ -98,10 +98,10 @@ def explore(model: nn.Module, image: Tensor, name: str, caption: str) -> Explora
 
 
 def write(exploration: Exploration, directory: Path) -> None:
-    """Write layers.txt and the figures into `directory`, each whole or not at all.
+    """Write layers.txt and the figures to `directory`, each atomically.
 
     Raises:
-        files.FileError: the directory cannot be made or written.
+        files.FileError: the directory cannot be created or written.
     """
     with replacing(directory / "layers.txt") as file:
         file.write_text(exploration.table, encoding="utf-8")
@@ -111,7 +111,7 @@ def write(exploration: Exploration, directory: Path) -> None:
 
 
 def layers(model: nn.Module) -> list[Layer]:
-    """Return the layers of `model`, without the containers around them, in the order they run."""
+    """Return the layers of `model` in order of execution, without containers."""
     names = {module: name for name, module in model.named_modules()}
     passed = [
         info
@@ -135,10 +135,9 @@ def layers(model: nn.Module) -> list[Layer]:
 def receptive_fields(chain: Iterable[nn.Module]) -> list[tuple[int, int]]:
     """Return the receptive field after each layer of a chain: height and width in pixels.
 
-    A window of k values that lie d apart adds d (k - 1) steps to the field, and a step is as many
-    pixels as the strides before it multiply to. Padding moves the field and leaves its size; what
-    reaches beyond the image is not counted. A linear layer sees all of the image, and any other
-    layer is taken to look at each value by itself.
+    A window of k values with dilation d adds d (k - 1) steps to the field; a step is the product of
+    all earlier strides, in pixels. Padding does not change the size; the field is clipped to the
+    image. A linear layer sees the whole image; all other layers are treated as elementwise.
 
     Source: Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional Neural Networks"
     (Distill 2019, doi:10.23915/distill.00021), equation 2 for networks with a single path.
@@ -159,7 +158,7 @@ def receptive_fields(chain: Iterable[nn.Module]) -> list[tuple[int, int]]:
 
 
 def render(table: Iterable[Layer], title: str) -> str:
-    """Return `layers` as text for a terminal of 80 columns."""
+    """Return a table of layers as text for a terminal of 80 columns."""
     rich_table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for heading in ("layer", "kind"):
         rich_table.add_column(heading)
@@ -178,23 +177,23 @@ def render(table: Iterable[Layer], title: str) -> str:
 
 
 def feature_maps(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
-    """Return what each convolution and each pooling layer of `model` makes of one image.
+    """Return the outputs of all convolution and pooling layers of `model` for one image.
 
     Args:
         model: in evaluation mode.
         image: float32, shape (1, 28, 28), in [0, 1].
 
     Returns:
-        By the layer's name, in the order they run: float32, shape (channels, height, width).
+        By layer name, in order of execution: float32, shape (channels, height, width).
     """
     maps = {}
 
-    def keep(name: str, _layer: nn.Module, _inputs: tuple, output: Tensor) -> None:
-        # A copy: a ReLU that works in place would overwrite the convolution's output.
+    def record(name: str, _layer: nn.Module, _inputs: tuple, output: Tensor) -> None:
+        # A copy, because an in-place ReLU would overwrite the convolution's output.
         maps[name] = output[0].clone()
 
     hooks = [
-        module.register_forward_hook(partial(keep, name))
+        module.register_forward_hook(partial(record, name))
         for name, module in model.named_modules()
         if isinstance(module, WINDOWED)
     ]
@@ -208,9 +207,9 @@ def feature_maps(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
 
 
 def filters(model: nn.Module) -> dict[str, Tensor]:
-    """Return the weights of each convolution, or else of the first linear layer, by its name.
+    """Return the weights of all convolutions, else of the first linear layer, by layer name.
 
-    The first linear layer sees the pixels, so its weights are a filter as large as the image.
+    The first linear layer's input is the image, so its weights are filters of the image's size.
 
     Returns:
         float32, shape (output channels, input channels, height, width).
@@ -228,7 +227,7 @@ def filters(model: nn.Module) -> dict[str, Tensor]:
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and module.in_features == math.prod(IMAGE_SHAPE):
             return {name: module.weight.detach().unflatten(1, IMAGE_SHAPE)}
-    raise ExploreError("the model has no convolution and no linear layer on the pixels to look at")
+    raise ExploreError("the model has neither a convolution nor a linear layer on the pixels")
 
 
 def draw_feature_maps(model: nn.Module, image: Tensor, name: str, caption: str) -> Figure:
@@ -236,7 +235,7 @@ def draw_feature_maps(model: nn.Module, image: Tensor, name: str, caption: str) 
 
     The channels of one layer share one colour scale.
 
-    Args: as for `explore`.
+    For the arguments see `explore`.
     """
     maps = feature_maps(model, image)
     with torch.inference_mode():
@@ -301,13 +300,13 @@ def _draw_logits(axes: Axes, logits: Tensor) -> None:
     axes.axvline(0, color="black", linewidth=0.8)
     axes.invert_yaxis()
     axes.tick_params(labelsize=8)
-    axes.set_title(f"logits: answers {CLASSES[answer]}", fontsize=10)
+    axes.set_title(f"logits: predicts {CLASSES[answer]}", fontsize=10)
 
 
 def _draw_tiles(axes: Axes, tiles: Tensor, columns: int) -> None:
-    """Draw images of shape (N, height, width) as one, in rows of `columns`, with a colour bar."""
+    """Draw images (N, height, width) as one mosaic with `columns` per row, and a colour bar."""
     limit = float(tiles.abs().max())
-    # Small tiles are enlarged, so that the lines between them are thin beside any tile.
+    # Enlarge small tiles, so that the grid is thin relative to any tile.
     enlarged = F.interpolate(tiles[:, None], scale_factor=max(1, IMAGE_SIZE[1] // tiles.shape[-1]))
     mosaic = make_grid(enlarged, nrow=columns, padding=1, pad_value=math.nan)[0]
     drawn = axes.imshow(
@@ -315,7 +314,7 @@ def _draw_tiles(axes: Axes, tiles: Tensor, columns: int) -> None:
     )
     axes.set_anchor("NW")
     axes.axis("off")
-    # Not colorbar(ax=axes): that bar is as high as the room for the tiles, not as the tiles.
+    # Not colorbar(ax=axes), whose height would be that of the axes, not of the tiles.
     height, width = mosaic.shape
     thickness = 0.035 * math.sqrt(height / width)
     bar = axes.inset_axes((1 + thickness / 2, 0, thickness, 1))
@@ -323,7 +322,7 @@ def _draw_tiles(axes: Axes, tiles: Tensor, columns: int) -> None:
 
 
 def _columns(tiles: int, aspect: float) -> int:
-    """Return how many tiles to put side by side for about `aspect` times as wide as high."""
+    """Return the number of tiles per row for a mosaic about `aspect` times as wide as high."""
     return min(tiles, math.ceil(math.sqrt(aspect * tiles)))
 
 

@@ -1,4 +1,4 @@
-"""What a training run shows of itself: files and a note."""
+"""Summarise a training run: files, progress lines and a note."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,19 +23,19 @@ def write_files(
     answers: Evaluation,
     calibration: pd.DataFrame,
 ) -> list[tables.ConfusedPair]:
-    """Write tables and figures of a model's answers.
+    """Write tables and figures of a model's predictions.
 
     Args:
-        folder: where to.
-        model: its name.
-        seed: of the images that are drawn.
+        folder: folder to write to.
+        model: name of the model.
+        seed: seed for the choice of the images to draw.
         history: metrics by epoch.
-        subset: what was asked.
-        answers: the model's.
-        calibration: `report.calibration` of them.
+        subset: the classified images.
+        answers: the model's predictions on `subset`.
+        calibration: the result of `tables.calibration`.
 
     Returns:
-        The pairs of classes that the model confuses most.
+        The most confused pairs of classes.
     """
     predicted = answers.logits.argmax(dim=1)
     confusion = tables.confusion_matrix(subset.labels, predicted)
@@ -46,7 +46,7 @@ def write_files(
     (folder / "confused_pairs.txt").write_text("".join(f"{pair}\n" for pair in pairs))
     figures.confusion_matrix(confusion, title).savefig(folder / "confusion_matrix.png")
     figures.learning_curves(history, model).savefig(folder / "learning_curves.png")
-    if answers.logits.isfinite().all():  # a diverged model is sure of nothing
+    if answers.logits.isfinite().all():  # not for a diverged model
         figures.reliability_diagram(calibration, title).savefig(folder / "reliability.png")
         figures.precision_recall_curves(subset.labels, answers.logits, title).savefig(
             folder / "precision_recall.png"
@@ -55,13 +55,13 @@ def write_files(
     _grid(subset, rows, answers, title).savefig(folder / "predictions.png")
     wrong = tables.most_confidently_wrong(subset.labels, answers.logits)
     if len(wrong):
-        title = f"{model}: the mistakes it was surest of"
+        title = f"{model}: most confident mistakes"
         _grid(subset, wrong, answers, title).savefig(folder / "confidently_wrong.png")
     return pairs
 
 
 def _grid(subset: Subset, rows: torch.Tensor, answers: Evaluation, title: str) -> Figure:
-    """Draw the images of `rows` with what the model made of them, and how sure it was."""
+    """Draw the images of `rows` with the model's predictions and their probabilities."""
     confidence, predicted = answers.logits[rows].softmax(dim=1).max(dim=1)
     return figures.prediction_grid(
         subset.images[rows],
@@ -73,7 +73,7 @@ def _grid(subset: Subset, rows: torch.Tensor, answers: Evaluation, title: str) -
 
 
 def progress(number: int, epochs: int, metrics: Mapping[str, float], seconds: float) -> str:
-    """Return one line on an epoch."""
+    """Return the progress line of an epoch."""
     line = (
         f"epoch {number}/{epochs}: train loss {metrics['train_loss']:.4f},"
         f" accuracy {metrics['train_accuracy']:.2%}"
@@ -91,22 +91,22 @@ def note(
     metrics: Mapping[str, float],
     pairs: list[tables.ConfusedPair],
 ) -> str:
-    """Sum a run up in Markdown.
+    """Summarise a run in Markdown.
 
     Args:
-        run_id: the run's.
-        model: its name.
-        num_parameters: the model's.
+        run_id: id of the run.
+        model: name of the model.
+        num_parameters: number of parameters of the model.
         recipe: how it was trained.
-        metrics: of the weights that were kept.
-        pairs: the classes that it confuses most.
+        metrics: metrics of the final weights.
+        pairs: the most confused pairs of classes.
     """
     splits = [split for split in ("train", "val", "test") if f"{split}_loss" in metrics]
     rows = [
         f"| {split} | {metrics[f'{split}_loss']:.4f} | {metrics[f'{split}_accuracy']:.2%} |"
         for split in splits
     ]
-    # The UI breaks a line wherever the text does. It serves the run's artifacts under get-artifact.
+    # The UI keeps line breaks, and serves the run's artifacts under get-artifact.
     picture = f"get-artifact?path=confusion_matrix.png&run_uuid={run_id}"
     return "\n".join(
         [

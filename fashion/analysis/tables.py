@@ -1,4 +1,4 @@
-"""Turn a model's predictions into the tables that people read."""
+"""Compute tables of a model's predictions: confusion matrix, per-class metrics, calibration."""
 
 import math
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from fashion.settings.task import CLASSES
 
 @dataclass(frozen=True)
 class ConfusedPair:
-    """How often images of one class were taken for another."""
+    """How often images of one class were classified as another."""
 
     true: str
     predicted: str
@@ -39,7 +39,7 @@ def confusion_matrix(labels: Tensor, predicted: Tensor) -> pd.DataFrame:
 
 
 def confused_pairs(confusion: pd.DataFrame, top: int = 10) -> list[ConfusedPair]:
-    """Return the `top` ordered pairs of different classes confused most often, worst first."""
+    """Return the `top` most frequently confused (true, predicted) pairs, worst first."""
     pairs = [
         ConfusedPair(true, predicted, int(confusion.to_numpy()[row, column]))
         for (row, true), (column, predicted) in permutations(enumerate(CLASSES), 2)
@@ -49,7 +49,7 @@ def confused_pairs(confusion: pd.DataFrame, top: int = 10) -> list[ConfusedPair]
 
 
 def per_class(labels: Tensor, predicted: Tensor) -> pd.DataFrame:
-    """Return precision, recall, F1 and number of images, one row a class.
+    """Return precision, recall, F1 and number of images, one row per class.
 
     A class that was never predicted has precision 0.
 
@@ -69,24 +69,24 @@ def per_class(labels: Tensor, predicted: Tensor) -> pd.DataFrame:
 
 
 def calibration(labels: Tensor, logits: Tensor, bins: int = 15) -> pd.DataFrame:
-    """Compare how sure a model was with how often it was right.
+    """Compare the confidence of predictions with their accuracy.
 
-    The confidence of an answer is the greatest of its softmax probabilities. Source: Guo, Pleiss,
-    Sun and Weinberger, "On Calibration of Modern Neural Networks" (arXiv:1706.04599).
+    Confidence is the maximum softmax probability. Source: Guo, Pleiss, Sun and Weinberger, "On
+    Calibration of Modern Neural Networks" (arXiv:1706.04599).
 
     Args:
         labels: int64 class indices, shape (N,).
         logits: float32, shape (N, 10).
-        bins: number of equal bins of confidence between 0 and 1.
+        bins: number of confidence bins of equal width between 0 and 1.
 
     Returns:
-        One row a bin: above and up_to (its bounds), images, and their mean confidence and accuracy,
-        both NaN for a bin without images.
+        One row per bin: above and up_to (its bounds), images, and their mean confidence and
+        accuracy, both NaN for empty bins.
     """
     confidence, predicted = logits.double().softmax(dim=1).max(dim=1)
     answers = pd.DataFrame({"confidence": confidence, "right": predicted == labels})
     bounds = np.linspace(0, 1, bins + 1)
-    # A diverged model's answers are NaN, and in no bin.
+    # Predictions of a diverged model are NaN, and in no bin.
     grouped = answers.groupby(
         pd.cut(answers["confidence"], list(bounds), labels=False, include_lowest=True)
     )
@@ -99,9 +99,13 @@ def calibration(labels: Tensor, logits: Tensor, bins: int = 15) -> pd.DataFrame:
 
 
 def expected_calibration_error(table: pd.DataFrame) -> float:
-    """Return the mean difference of confidence and accuracy over the images of `calibration`.
+    """Return the mean absolute difference of confidence and accuracy over all images.
 
-    NaN where there are none.
+    Args:
+        table: from `calibration`.
+
+    Returns:
+        The error in [0, 1]; NaN if all bins are empty.
     """
     filled = table[table["images"] > 0]
     gap = (filled["confidence"] - filled["accuracy"]).abs()
@@ -109,7 +113,7 @@ def expected_calibration_error(table: pd.DataFrame) -> float:
 
 
 def most_confidently_wrong(labels: Tensor, logits: Tensor, top: int = 9) -> Tensor:
-    """Return the indices (int64) of the wrong answers, the most confident first, at most `top`."""
+    """Return the indices (int64) of the `top` most confident wrong predictions, in that order."""
     confidence, predicted = logits.softmax(dim=1).max(dim=1)
     wrong = (predicted != labels).nonzero().squeeze(1)
     return wrong[confidence[wrong].argsort(descending=True, stable=True)][:top]

@@ -1,1 +1,1 @@
-"""The dataset: found, verified, split."""
+"""Find, verify and split the dataset."""

@@ -1,8 +1,8 @@
-"""Fashion-MNIST: find it, verify it, hand it out as tensors.
+"""Load Fashion-MNIST as tensors, and split it.
 
 Dataset: Xiao, Rasul and Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking
-Machine Learning Algorithms" (arXiv:1708.07747), in the state of 31 August 2017, when the overlap
-of training and test images was removed.
+Machine Learning Algorithms" (arXiv:1708.07747), in the version of 31 August 2017, which removed the
+overlap of training and test images.
 """
 
 import hashlib
@@ -18,15 +18,14 @@ from fashion.settings.task import IMAGE_SHAPE, SPLIT_SEED, check_val_size
 
 @dataclass(frozen=True)
 class Subset:
-    """Images with their labels.
+    """Images and labels.
 
     Attributes:
-        name: what the subset is called in MLflow's dataset lineage.
+        name: name in MLflow's dataset lineage.
         images: uint8, shape (N, 1, 28, 28), 0 (background) to 255.
         labels: int64, shape (N,), indices into `CLASSES`.
-        digest: 32 hexadecimal digits that name these very images in this very order. They are
-            derived from the verified SHA-256 of the files and the split, not from a new pass
-            over the pixels.
+        digest: 32 hexadecimal digits that identify the images and their order, derived from the
+            verified SHA-256 of the files and the parameters of the split.
     """
 
     name: str
@@ -45,7 +44,7 @@ class FashionMNIST:
     Attributes:
         train: all 60,000 training images, in the order of the file.
         test: the 10,000 test images, in the order of the file.
-        directory: where the files were read.
+        directory: the directory of the files.
     """
 
     train: Subset
@@ -53,22 +52,22 @@ class FashionMNIST:
     directory: Path
 
     def split(self, val_size: int) -> tuple[Subset, Subset | None]:
-        """Hold a stratified validation set out of the training images.
+        """Split the training images into a training set and a stratified validation set.
 
         Args:
-            val_size: number of images held out; 0 holds out none (the lab's own protocol).
+            val_size: number of validation images; 0 is the lab's protocol, without validation.
 
         Returns:
-            The remaining training set and the validation set (None when `val_size` is 0), each in
-            the order of the file. The same `val_size` always gives the same two sets.
+            The training set and the validation set (None if `val_size` is 0), both in the order of
+            the file. Equal `val_size` gives equal sets.
 
         Raises:
-            SettingError: a split of this size leaves a class out of one of the two sets.
+            SettingError: `val_size` is too small or too large for all classes in both sets.
         """
         check_val_size(val_size)
         if val_size == 0:
             return self.train, None
-        # Imported here because scikit-learn takes a second to load and val_size=0 needs none of it.
+        # Imported here because it takes a second, and val_size=0 does not need it.
         from sklearn.model_selection import train_test_split
 
         train_rows, val_rows = train_test_split(
@@ -90,19 +89,19 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def load_dataset(data_dir: str | Path | None = None) -> FashionMNIST:
-    """Find, verify and read the dataset; download it when this machine has none.
+    """Find, verify and read the dataset; download it if this machine does not have it.
 
-    Looked at in order: `data_dir`, else the environment variable FASHION_DATA_DIR, else the cache
-    (`$XDG_CACHE_HOME/fashion-mnist`), else Debian's package where it is installed. Files that are
-    missing are put into `data_dir` or the cache: from Debian's installed package, else by
-    torchvision's download, else by `apt-get download`.
+    The directory is `data_dir`, else the environment variable FASHION_DATA_DIR, else the cache
+    (`$XDG_CACHE_HOME/fashion-mnist`), else that of Debian's package if it is installed. Missing
+    files are added to `data_dir` or the cache: copied from Debian's package if it is installed,
+    else downloaded by torchvision, else by `apt-get download`.
 
     Args:
-        data_dir: directory with the four IDX files, plain or gzipped; filled if they are missing.
+        data_dir: directory of the four IDX files, plain or gzipped.
 
     Raises:
-        DataError: a file's content is not Fashion-MNIST's, no source could be reached, or the
-            directory cannot be read or written.
+        DataError: a file has the wrong checksum, the download failed, or the directory cannot be
+            read or written.
     """
     directory = locate(data_dir)
     contents = {name: _read(directory, name) for name in FILES}
@@ -130,5 +129,5 @@ def _select(subset: Subset, rows: list[int], name: str, key: str) -> Subset:
 
 
 def _digest(*parts: str) -> str:
-    # MLflow's database holds at most 36 characters of a digest.
+    # MLflow's database stores at most 36 characters of a digest.
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]

@@ -20,7 +20,7 @@ DEBIAN_PACKAGE = "dataset-fashion-mnist"
 
 
 class _File(NamedTuple):
-    """One uncompressed IDX file: its size in bytes, of which the header, and its SHA-256."""
+    """An uncompressed IDX file: size and header size in bytes, and SHA-256."""
 
     size: int
     header: int
@@ -44,12 +44,12 @@ FILES = {
 
 
 def locate(data_dir: str | Path | None = None) -> Path:
-    """Return a directory that holds the four files, filling it first where they are missing.
+    """Return the directory of the four files, after adding missing ones.
 
-    Args and order of the sources: see `load`.
+    For arguments and sources see `dataset.load_dataset`.
 
     Raises:
-        DataError: no source could be reached, or the directory cannot be written.
+        DataError: the download failed, or the directory cannot be read or written.
     """
     chosen = data_dir or os.environ.get("FASHION_DATA_DIR")
     directory = Path(chosen).expanduser() if chosen else cache_dir()
@@ -83,8 +83,8 @@ def _read(directory: Path, name: str) -> bytearray:
     opener: Callable = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rb") as file:
-            # One byte more than expected is enough to know a file is too long, and bounds what a
-            # hostile gzip file can make us allocate.
+            # One byte more than expected is enough to detect a file that is too long, and limits
+            # the memory that a malicious gzip file can allocate.
             content = bytearray(file.read(expected.size + 1))
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} is damaged or unreadable ({error}): {_REMEDY}") from error
@@ -97,14 +97,14 @@ def _read(directory: Path, name: str) -> bytearray:
     return content
 
 
-_REMEDY = "delete it to have it fetched again"
+_REMEDY = "delete it to download it again"
 
 
 def _fill(directory: Path) -> None:
-    """Fetch the dataset and move the files that `directory` lacks into it, each in one step.
+    """Add the missing files to `directory`, each atomically.
 
-    Every file is verified before it is moved, and moved by a rename within one file system: other
-    processes see no file or a whole one, and two that fill at once write the same content.
+    Each file is verified, then renamed within one file system: other processes never see a partial
+    file, and concurrent downloads write the same content.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ def _fill(directory: Path) -> None:
 
 
 def _fetch(incoming: Path) -> Path:
-    """Return a directory with all four files, from the first source that has them."""
+    """Return a directory with all four files, from the first source that works."""
     if not _missing(DEBIAN_DIR):
         return DEBIAN_DIR
     failures = []
@@ -133,7 +133,7 @@ def _fetch(incoming: Path) -> Path:
             failures.append(str(error).strip().splitlines()[-1] if str(error) else repr(error))
     raise DataError(
         f"Fashion-MNIST is not on this machine and could not be downloaded ({'; '.join(failures)}):"
-        " check the network, or name a directory that holds its four files with --data-dir"
+        " check the network, or pass the directory of its four files as --data-dir"
     )
 
 
@@ -145,18 +145,18 @@ def _download_with_torchvision(incoming: Path) -> Path:
 
 
 def _download_with_apt(incoming: Path) -> Path:
-    """Download and unpack Debian's package without being root and without installing it."""
+    """Download and unpack Debian's package; needs no root and installs nothing."""
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
-        raise FileNotFoundError("no apt-get here to download Debian's package with")
+        raise FileNotFoundError("apt-get, to download Debian's package, is not installed")
     print(f"Downloading Debian's package {DEBIAN_PACKAGE} (31 MB)", file=sys.stderr)
-    # The system's package lists may be absent or stale, and only root can refresh them: keep
-    # lists of our own beside the download.
+    # The system's package lists may be missing or outdated, and only root can update them: use
+    # separate lists beside the download.
     lists, cache = incoming / "lists", incoming / "cache"
     (lists / "partial").mkdir(parents=True)
     (cache / "archives" / "partial").mkdir(parents=True)
     apt = ["apt-get", "-q", f"-oDir::State::Lists={lists}", f"-oDir::Cache={cache}"]
     if os.geteuid() == 0:
-        # As root, apt would download as the user _apt, who cannot write here.
+        # As root, apt would download as the user _apt, which cannot write here.
         apt.append("-oAPT::Sandbox::User=root")
     _run([*apt, "update"], incoming)
     _run([*apt, "download", DEBIAN_PACKAGE], incoming)
@@ -168,7 +168,7 @@ def _download_with_apt(incoming: Path) -> Path:
 
 
 def _run(command: list[str], directory: Path) -> None:
-    """Run a command, its progress on stderr; raise OSError with what it said when it fails."""
+    """Run a command with its output on stderr; if it fails, raise OSError with its error text."""
     done = subprocess.run(
         command, cwd=directory, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, timeout=600
     )

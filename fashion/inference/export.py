@@ -1,4 +1,4 @@
-"""Write a model to a file that other programs load, and check that file before it is kept."""
+"""Export a model to a file and verify the file before it replaces an existing one."""
 
 import importlib.util
 import io
@@ -14,15 +14,15 @@ from fashion.settings.task import IMAGE_SHAPE
 from fashion.training import evaluation
 
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
-# One image alone, and batches that leave a smaller one at the end.
+# Single images, and batches with a smaller last one.
 CHECKED_BATCH_SIZES = (1, 7)
-# Relative and absolute, as torch.allclose's: onnxruntime sums float32 in another order than torch,
-# which shows in the sixth or seventh digit. A wrong operator or weight shows in the first.
-TOLERANCE = 1e-4
+# Relative and absolute, as in torch.allclose: onnxruntime sums float32 in a different order than
+# torch, which changes the sixth or seventh digit. A wrong operator or weight changes the first.
+LOGIT_TOLERANCE = 1e-4
 
 
 class ExportError(FashionError):
-    """The file does not hold the model that was exported, or a package is missing."""
+    """The file does not contain the exported model, or a package is missing."""
 
 
 def require_onnx() -> None:
@@ -40,11 +40,11 @@ def to_pth(model: nn.Module, path: Path) -> str:
     """Write the state dict, then read it back and compare it tensor by tensor.
 
     Returns:
-        What was checked, in one line.
+        One line that says what was verified.
 
     Raises:
-        ExportError: it differs; a file that was there before stays.
-        files.FileError: it cannot be written.
+        ExportError: the file differs from the model; an existing file is not replaced.
+        files.FileError: the file cannot be written.
     """
     state = model.state_dict()
     content = io.BytesIO()
@@ -54,28 +54,29 @@ def to_pth(model: nn.Module, path: Path) -> str:
         try:
             loaded = torch.load(file, weights_only=True)
             torch.testing.assert_close(loaded, state, rtol=0, atol=0, equal_nan=True)
-        except Exception as error:  # unequal, or whatever a damaged file leads torch.load into
-            raise ExportError(f"{path} does not read back as it was written: not kept") from error
+        except Exception as error:  # unequal, or any error of torch.load on a damaged file
+            raise ExportError(f"{path} differs when read back: file discarded") from error
     return f"read back with weights_only=True: all {len(state)} tensors are equal"
 
 
 def to_onnx(model: nn.Module, path: Path, images: Tensor) -> str:
     """Write the model as ONNX, then compare onnxruntime's logits with torch's.
 
-    The file's input "images" is float32 of shape (batch, 1, 28, 28) in [0, 1], its output "logits"
-    float32 of shape (batch, 10); the batch may have any size.
+    The input "images" is float32 of shape (batch, 1, 28, 28) in [0, 1], the output "logits" float32
+    of shape (batch, 10), with any batch size.
 
     Args:
-        model: as `registry.load` returns it, or any module in evaluation mode.
+        model: a module in evaluation mode, or the result of `models.load`.
         path: the file to write.
         images: uint8, shape (N, 1, 28, 28), to compare on.
 
     Returns:
-        What was checked, in one line.
+        One line that says what was verified.
 
     Raises:
-        ExportError: its logits differ by more than `TOLERANCE`; a file that was there before stays.
-        files.FileError: it cannot be written.
+        ExportError: the logits differ by more than `LOGIT_TOLERANCE`; an existing file is not
+            replaced.
+        files.FileError: the file cannot be written.
     """
     # Imported here because they are an optional extra.
     import onnxruntime
@@ -84,8 +85,8 @@ def to_onnx(model: nn.Module, path: Path, images: Tensor) -> str:
     # A batch of two keeps the dimension dynamic: torch.export fixes a dimension of size 1.
     example = (torch.zeros(2, *IMAGE_SHAPE),)
     shapes = ({0: torch.export.Dim("batch")},)
-    # A loaded model cannot be switched to evaluation mode, and torch.onnx.export warns of that.
-    # It was traced in that mode, and torch.export takes it as it is.
+    # A loaded model cannot be switched to evaluation mode, and torch.onnx.export warns about it.
+    # It was traced in that mode, and torch.export accepts it.
     program = torch.onnx.export(
         torch.export.export(model, example, dynamic_shapes=shapes),
         dynamo=True,
@@ -95,7 +96,7 @@ def to_onnx(model: nn.Module, path: Path, images: Tensor) -> str:
         verbose=False,
     )
     assert program is not None
-    # The exporter notes on every operator which files of this machine it came from.
+    # The exporter stores this machine's source paths with each operator.
     ClearMetadataAndDocStringPass()(program.model)
 
     expected = evaluation.predict(model, images)
@@ -109,12 +110,12 @@ def to_onnx(model: nn.Module, path: Path, images: Tensor) -> str:
                     for batch in images.split(size)
                 ]
             )
-            if not torch.allclose(logits, expected, rtol=TOLERANCE, atol=TOLERANCE):
+            if not torch.allclose(logits, expected, rtol=LOGIT_TOLERANCE, atol=LOGIT_TOLERANCE):
                 raise ExportError(
-                    f"{path}'s logits are not the model's in batches of {size}: not kept"
+                    f"logits of {path} differ from the model's in batches of {size}: file discarded"
                 )
     sizes = " and ".join(map(str, CHECKED_BATCH_SIZES))
     return (
-        f"onnxruntime's logits of {len(images)} test images, in batches of {sizes}, are torch's"
-        f" (to {TOLERANCE:g})"
+        f"onnxruntime's logits of {len(images)} test images, in batches of {sizes}, equal torch's"
+        f" (within {LOGIT_TOLERANCE:g})"
     )

@@ -1,9 +1,9 @@
-"""Turn image files into images like Fashion-MNIST's: 28x28 pixels, a light garment on black.
+"""Convert image files to images like Fashion-MNIST's: 28x28 pixels, a light garment on black.
 
-The dataset's authors made theirs from catalogue pictures on a near-white ground: they trimmed the
-edges that are within 5 % of the corners' colour, resized the longest edge to 28 by subsampling,
-sharpened, centred on a 28x28 canvas, negated, and converted to 8-bit grayscale (Xiao et al. 2017,
-arXiv:1708.07747, section 2). `convert` follows them, and says where it does not.
+The dataset's authors used catalogue pictures on a near-white background: they trimmed the edges
+within 5 % of the corners' colour, resized the longest edge to 28 by subsampling, sharpened, centred
+on a 28x28 canvas, inverted, and converted to 8-bit grayscale (Xiao et al. 2017, arXiv:1708.07747,
+section 2). `convert` follows them except where its docstring says so.
 """
 
 import os
@@ -18,26 +18,26 @@ from torch import Tensor
 from fashion.errors import FashionError, printable
 from fashion.settings.task import IMAGE_SHAPE
 
-FORMATS = ("PNG", "JPEG")
+IMAGE_FORMATS = ("PNG", "JPEG")
 SUFFIXES = (".png", ".jpg", ".jpeg")
-# A decoded pixel takes up to 4 bytes, and a turned copy as much again: half a gigabyte at most.
+# A decoded pixel takes up to 4 bytes, and a rotated copy the same: half a gigabyte at most.
 MAX_PIXELS = 50_000_000
 SIZE = IMAGE_SHAPE[1:]
-# The garment is looked for at eight times the final resolution: shrinking evens noise out.
+# The garment is located at eight times the final resolution; downscaling averages noise out.
 WORKING_SIZE = (8 * SIZE[0], 8 * SIZE[1])
-# 5 % of 255, the authors' closeness to the background.
-TOLERANCE = 13
+# 5 % of 255, the authors' threshold for the background.
+BACKGROUND_TOLERANCE = 13
 
 
 class ImageError(FashionError):
-    """A file cannot be read as an image, or nothing can be seen on it."""
+    """A file cannot be read as an image, or shows nothing."""
 
 
 def find(path: Path) -> list[Path]:
-    """Return the files in a folder that are named like images, sorted by name.
+    """Return the image files in a folder, by their suffix, sorted by name; not recursive.
 
-    Folders within the folder are not looked into. What is no folder, or holds no such file, is
-    returned itself: `read` says what is wrong with it.
+    A path that is not a folder, or a folder without image files, is returned itself, so that `read`
+    reports the error.
     """
     listable = os.access(path, os.R_OK) and path.is_dir()
     entries = sorted(path.iterdir()) if listable else []
@@ -46,57 +46,60 @@ def find(path: Path) -> list[Path]:
 
 
 def read(path: Path, invert: str = "auto") -> Tensor:
-    """Read a PNG or JPEG file and `convert` it. Of an animated PNG the first frame counts.
+    """Read a PNG or JPEG file and `convert` it; of an animated PNG only the first frame.
 
     Args:
-        path: the file; its content tells the format, not its name.
+        path: the file; the format is detected from its content, not its name.
         invert: as for `convert`.
 
     Returns:
         uint8, shape (1, 28, 28).
 
     Raises:
-        ImageError: the file is missing, no PNG or JPEG, damaged, of more than `MAX_PIXELS` pixels,
-            or shows nothing.
+        ImageError: the file is missing, not PNG or JPEG, damaged, larger than `MAX_PIXELS`, or
+            shows nothing.
     """
     try:
         if path.is_dir():
             raise ValueError(f"a folder without readable {', '.join(SUFFIXES)} files")
         if path.exists() and not path.is_file():
             raise ValueError("not a regular file")
-        # Pillow warns of oddities that either do no harm or end in an error below.
-        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
+        # Pillow's warnings are either harmless or followed by an error.
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Image.open(path, formats=IMAGE_FORMATS) as image,
+        ):
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(
-                    f"{image.width}x{image.height} pixels are more than {MAX_PIXELS:,}"
+                    f"{image.width}x{image.height} pixels exceed the limit of {MAX_PIXELS:,}"
                 )
             return convert(image, invert)
-    except Exception as error:  # Pillow raises whatever a damaged file leads its decoders into.
+    except Exception as error:  # Pillow's decoders raise many types on damaged files
         raise ImageError(f"cannot read {printable(str(path))}: {_reason(error)}") from error
 
 
 def convert(image: Image.Image, invert: str = "auto") -> Tensor:
     """Convert a picture of any size and mode.
 
-    1. It is turned as its EXIF orientation says.
-    2. What is transparent becomes white, like the catalogue's ground; with "never", black.
-    3. It becomes 8-bit grayscale; of 16 bits the upper 8 are kept.
-    4. It is inverted: if `invert` is "always", or "auto" and the median of its four corner pixels
-       is above 127. The corners, because a wide garment covers most of the border.
+    1. Rotate it according to its EXIF orientation.
+    2. Make transparent pixels white, like the catalogue's background; black if `invert` is "never".
+    3. Convert to 8-bit grayscale; of 16 bits use the upper 8.
+    4. Invert it if `invert` is "always", or if it is "auto" and the median of the four corner
+       pixels is above 127. Only the corners, because a wide garment covers most of the border.
 
-    An image of 28x28 pixels is finished here, so a saved image of the dataset comes back as it was
-    (of the dataset's 70,000, none has corners that "auto" would invert). Any other goes on:
+    An image of 28x28 pixels is finished here, so a saved image of the dataset is returned unchanged
+    (of the dataset's 70,000, none has corners that "auto" would invert). For any other:
 
-    5. It is shrunk to at most `WORKING_SIZE`.
-    6. The level of its background, again the corners', is subtracted. The authors had no need to:
-       their ground was all but white. Photographs have grey ones, which must become black too.
-    7. It is trimmed to the pixels that differ from the background by more than `TOLERANCE`. Specks
-       that a median filter of 3x3 pixels removes do not count.
-    8. Its longest edge is resized to 28 by a Lanczos filter, where the authors subsampled and
-       sharpened, which would amplify a photograph's noise, and it is centred on black.
+    5. Downscale it to at most `WORKING_SIZE`.
+    6. Subtract the background level, again that of the corners. The authors did not need this:
+       their background was nearly white. Photographs have grey ones, which must become black too.
+    7. Crop to the pixels that differ from the background by more than `BACKGROUND_TOLERANCE`,
+       after a 3x3 median filter has removed specks.
+    8. Resize the longest edge to 28 with a Lanczos filter and centre on black. The authors
+       subsampled and sharpened, which would amplify a photograph's noise.
 
     Args:
-        image: may be modified.
+        image: the picture; may be modified in place.
         invert: "auto", "always" or "never".
 
     Returns:
@@ -112,7 +115,7 @@ def convert(image: Image.Image, invert: str = "auto") -> Tensor:
         gray = ImageOps.invert(gray)
     if gray.size != SIZE:
         gray = ImageOps.pad(_garment(gray), SIZE, method=Image.Resampling.LANCZOS, color=0)
-        if not np.any(np.asarray(gray) > TOLERANCE):
+        if not np.any(np.asarray(gray) > BACKGROUND_TOLERANCE):
             raise ValueError("nothing stands out from the background")
     return torch.from_numpy(np.array(gray)).unsqueeze(0)
 
@@ -135,16 +138,16 @@ def _background(gray: Image.Image) -> int:
 
 
 def _garment(gray: Image.Image) -> Image.Image:
-    """Trim to the garment, if one is found, and make the background black."""
+    """Crop to the garment, if one is found, and make the background black."""
     smooth = gray.filter(ImageFilter.MedianFilter(3))
     ground = Image.new("L", gray.size, _background(smooth))
     distance = ImageChops.difference(smooth, ground)
-    box = distance.point([255 * (level > TOLERANCE) for level in range(256)]).getbbox()
+    box = distance.point([255 * (level > BACKGROUND_TOLERANCE) for level in range(256)]).getbbox()
     return ImageChops.subtract(gray, ground).crop(box)
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return f"not a {' or '.join(FORMATS)} image"
+        return f"not a {' or '.join(IMAGE_FORMATS)} image"
     text = (isinstance(error, OSError) and error.strerror) or str(error)
     return next(iter(text.splitlines()), type(error).__name__)

@@ -1,4 +1,4 @@
-"""Name what images show: gather samples, classify them, and show the answers."""
+"""Classify images: collect samples, predict their classes, and show the predictions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from fashion.inference import photographs
 from fashion.settings.task import CLASSES
 from fashion.training import evaluation
 
-# 20 rows of the figure: matplotlib draws at most 65,535 pixels, and people look at fewer.
+# 20 rows of the figure; matplotlib's limit is a height of 65,535 pixels.
 MAX_DRAWN = 60
 
 
@@ -24,9 +24,9 @@ class Sample(NamedTuple):
     """One image to classify.
 
     Attributes:
-        name: what to call it in the answer.
+        name: label of the image in the output.
         image: uint8, shape (1, 28, 28), light on black.
-        true: its class, None where nobody knows.
+        true: true class, None if unknown.
     """
 
     name: str
@@ -35,12 +35,12 @@ class Sample(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a model says of a sample.
+    """A model's prediction for a sample.
 
     Attributes:
-        sample: what was asked.
+        sample: the classified sample.
         classes: the most probable classes, best first.
-        probabilities: theirs, by softmax of the logits.
+        probabilities: their softmax probabilities.
     """
 
     sample: Sample
@@ -52,18 +52,18 @@ def from_file(path: Path, invert: str) -> Sample:
     """Read an image file.
 
     Raises:
-        images.ImageError: as for `images.read`.
+        photographs.ImageError: as for `photographs.read`.
     """
     return Sample(printable(str(path)), photographs.read(path, invert), None)
 
 
 def from_subset(subset: Subset, index: int) -> Sample:
-    """Take an image, and its class, out of the dataset's test images."""
+    """Return an image of the dataset with its true class."""
     return Sample(f"test image {index}", subset.images[index], CLASSES[subset.labels[index]])
 
 
 def classify(model: nn.Module, samples: Sequence[Sample], top: int) -> list[Answer]:
-    """Ask `model` for the `top` most probable classes of each sample."""
+    """Return the `top` most probable classes of each sample according to `model`."""
     logits = evaluation.predict(model, torch.stack([sample.image for sample in samples]))
     best = logits.softmax(dim=1).topk(top, dim=1)
     return [
@@ -75,7 +75,7 @@ def classify(model: nn.Module, samples: Sequence[Sample], top: int) -> list[Answ
 
 
 def render(answers: Sequence[Answer]) -> str:
-    """Return the answers as text for a terminal of 80 columns."""
+    """Return the predictions as text for a terminal of 80 columns."""
     lines = []
     for sample, classes, probabilities in answers:
         title = f"{sample.name} (true class: {sample.true})" if sample.true else sample.name
@@ -85,10 +85,10 @@ def render(answers: Sequence[Answer]) -> str:
 
 
 def write(answers: Sequence[Answer], path: Path) -> None:
-    """Write the answers as CSV, or if `path` ends in .json as a list of objects.
+    """Write the predictions as CSV, or as a JSON list of objects if `path` ends in .json.
 
-    A row, or an object, is one class of one image: image (its name), true (its class, empty or
-    null where nobody knows), rank (1 for the most probable), predicted (a class), probability.
+    Each row or object is one class of one image: image (its name), true (its class; empty or null
+    if unknown), rank (1 for the most probable), predicted (a class), probability.
 
     Raises:
         files.FileError: the file cannot be written.
@@ -111,12 +111,12 @@ def write(answers: Sequence[Answer], path: Path) -> None:
 def draw(answers: Sequence[Answer], path: Path) -> None:
     """Write a figure of the first `MAX_DRAWN` images with their classes.
 
-    Green and red tell right from wrong, if the true class of every image is known.
+    If the true class of every image is known, correct predictions are green and wrong ones red.
 
     Raises:
         files.FileError: the file cannot be written.
     """
-    # Imported here because scikit-learn, which it uses, takes a second to load.
+    # Imported here because it imports scikit-learn, which takes a second.
     from fashion.analysis import figures
 
     drawn = answers[:MAX_DRAWN]
@@ -133,12 +133,12 @@ def draw(answers: Sequence[Answer], path: Path) -> None:
 
 
 def _caption(answer: Answer) -> str:
-    # A third of the figure's width holds 30 characters; matplotlib reads $ as mathematics.
+    # A third of the figure's width fits 30 characters; matplotlib reads $ as mathematics.
     name = _shorten(Path(answer.sample.name).name, 30).replace("$", r"\$")
     caption = f"{name}\n{answer.classes[0]} {answer.probabilities[0]:.0%}"
     return f"{caption}\ntrue: {answer.sample.true}" if answer.sample.true else caption
 
 
 def _shorten(text: str, width: int) -> str:
-    # Of a long path the end tells more.
+    # The end of a long path is more informative.
     return text if len(text) <= width else f"...{text[3 - width :]}"

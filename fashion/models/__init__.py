@@ -1,1 +1,1 @@
-"""The networks, one family a file; `catalogue` names them."""
+"""The networks, one family per file; `catalogue` maps names to constructors."""

@@ -12,36 +12,36 @@ from torch import Tensor, nn
 from fashion.errors import ModelError
 from fashion.settings.task import CLASSES, IMAGE_SHAPE
 
-# What torchvision's own weights were trained with, of red, green and blue.
+# Normalisation that torchvision's pretrained weights expect: red, green, blue.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Adapted(nn.Module):
-    """A network for colour images, given grey ones.
+    """A torchvision classifier for 28x28 grayscale images.
 
-    Grey is its red, green and blue. Its first convolution, where it has a stride of 2, gets one of
-    1: its further layers were made for images eight times as large.
+    The grey channel is used as red, green and blue. If the first convolution has stride 2, it gets
+    stride 1, because the network was designed for images eight times as large.
 
     Args:
-        name: of a classifier of torchvision.models.
-        pretrained: a file of weights for its 1,000 ImageNet classes, as torchvision writes them;
-            "default" for torchvision's best, from its cache or the network; "" for none.
+        name: name of a classifier of torchvision.models.
+        pretrained: a file of weights for the 1,000 ImageNet classes, as torchvision writes them;
+            "default" for torchvision's best weights, from its cache or the network; "" for none.
 
     Raises:
-        ModelError: it cannot be adapted, or its weights cannot be had.
+        ModelError: the network cannot be adapted, or its weights cannot be loaded.
     """
 
     def __init__(self, name: str, pretrained: str = "") -> None:
         super().__init__()
-        # Some draw initial weights for minutes unless told that others follow.
+        # These take minutes to initialise unless told not to.
         options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
         network = torchvision.models.get_model(name, weights=None, **options)
         if pretrained:
             _load(network, name, pretrained)
         self.mean: Tensor
         self.std: Tensor
-        # Not torchvision's Normalize, which torch.export cannot follow.
+        # Not torchvision's Normalize, which torch.export cannot trace.
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
         self.network = _with_classes(network, len(CLASSES))
@@ -54,14 +54,14 @@ class Adapted(nn.Module):
         return self.network((images - self.mean) / self.std)
 
     def _check(self, name: str) -> None:
-        """Raise ModelError unless images give logits."""
-        # A copy, as batch normalisation would remember these images.
+        """Raise ModelError unless the forward pass returns logits."""
+        # On a copy, because the pass updates batch normalisation's statistics.
         network = deepcopy(self).train()
         try:
             with torch.no_grad():
                 logits = network(torch.zeros(2, *IMAGE_SHAPE))
             fits = logits.shape == (2, len(CLASSES))
-        except Exception:  # whatever a network raises when given images too small for it
+        except Exception:  # networks raise many types for images that are too small
             fits = False
         if not fits:
             raise ModelError(f"torchvision:{name} cannot be adapted to images of 28 x 28 pixels")
@@ -73,7 +73,7 @@ def names() -> list[str]:
 
 
 def _with_classes(network: nn.Module, classes: int) -> nn.Module:
-    """Replace the last layer, which scores classes."""
+    """Replace the last layer by one with `classes` outputs."""
     name, last = [
         (name, layer)
         for name, layer in network.named_modules()
@@ -97,8 +97,8 @@ def _load(network: nn.Module, name: str, pretrained: str) -> None:
         network.load_state_dict(state)
     except URLError as error:
         raise ModelError(
-            f"the weights of torchvision:{name} cannot be downloaded ({error.reason}): give"
-            " pretrained the path of a file that holds them"
+            f"the weights of torchvision:{name} cannot be downloaded ({error.reason}): set"
+            " pretrained to a file of weights"
         ) from error
     except (OSError, EOFError, pickle.UnpicklingError) as error:
         raise ModelError(f"{pretrained} is not a readable file of weights") from error

@@ -1,4 +1,4 @@
-"""The models by name, and how one is built.
+"""Build models by name.
 
 To add one, write its constructor in a file beside this one and name it in `MODELS`. Every model
 maps float32 images of shape (N, 1, 28, 28) in [0, 1] to logits of shape (N, 10).
@@ -12,12 +12,12 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from fashion.errors import SettingError
-from fashion.settings.experiment import THE_LABS, Architecture
+from fashion.settings.experiment import LAB_ARCHITECTURE, Architecture
 
 if TYPE_CHECKING:  # the command line lists the models without importing torch
     from torch import nn
 
-# Where each constructor is; its parameters are the fields of `Architecture` that the model has.
+# Constructors; their parameters are the fields of `Architecture` that the model supports.
 MODELS = {
     "baseline": "fashion.models.lab:baseline",
     "nonlinear": "fashion.models.lab:nonlinear",
@@ -26,7 +26,7 @@ MODELS = {
     "compact": "fashion.models.compact:CompactVGG",
     "resnet": "fashion.models.resnet:ResNet",
 }
-# Before the name of one of torchvision's classifiers.
+# Prefix of the names of torchvision's classifiers.
 TORCHVISION = "torchvision:"
 KNOWN = f"{', '.join(MODELS)}, or {TORCHVISION}NAME for a classifier of torchvision"
 
@@ -35,7 +35,7 @@ def constructor(name: str) -> "Callable[..., nn.Module]":
     """Return the constructor of the model called `name`.
 
     Raises:
-        SettingError: no model has this name.
+        SettingError: there is no such model.
     """
     if name in MODELS:
         return resolve_name(MODELS[name])
@@ -49,23 +49,24 @@ def constructor(name: str) -> "Callable[..., nn.Module]":
 
 
 def options_of(name: str, architecture: Architecture) -> dict[str, Any]:
-    """Return the arguments of the constructor of the model called `name`.
+    """Return the options of `architecture` that the model called `name` supports.
 
     Raises:
-        SettingError: no model has this name, or `architecture` asks for an option that it lacks.
+        SettingError: there is no such model, or it does not support an option that is not at its
+            default.
     """
     known = inspect.signature(constructor(name)).parameters
     options = asdict(architecture)
-    for option, default in asdict(THE_LABS).items():
+    for option, default in asdict(LAB_ARCHITECTURE).items():
         if option not in known and options.pop(option) != default:
             raise SettingError(f"{name} has no option {option}")
     return options
 
 
-def build(name: str, seed: int, architecture: Architecture = THE_LABS) -> "nn.Module":
-    """Return the model called `name`, its weights drawn from `seed`, on the CPU.
+def build(name: str, seed: int, architecture: Architecture = LAB_ARCHITECTURE) -> "nn.Module":
+    """Return the model called `name` on the CPU, with weights initialised from `seed`.
 
-    The caller's random state is left as it was.
+    The global random state does not change.
 
     Raises:
         SettingError: as for `options_of`.

@@ -6,14 +6,15 @@ from fashion.settings.task import CLASSES, IMAGE_SHAPE
 
 
 class CompactVGG(nn.Sequential):
-    """Five convolutions that a CPU is through with quickly.
+    """Five convolutions, designed for fast training on a CPU.
 
-    Pooling comes before normalisation and ReLU, which then have a quarter of the work; the last
-    pooling takes the greatest value of each channel wherever it is.
+    Pooling comes before normalisation and ReLU, which reduces their work to a quarter; the last
+    pooling is a global max-pooling.
 
     Args:
-        hidden_units: channels of the first of three blocks; each further one has as many more.
-        dropout: probability with which a channel is dropped before the classifier.
+        hidden_units: channels of the first of three blocks; the others have two and three times as
+            many.
+        dropout: probability of dropping a channel before the classifier.
     """
 
     def __init__(self, hidden_units: int = 16, dropout: float = 0.0) -> None:

@@ -1,4 +1,4 @@
-"""The lab's three models, and the second one without its handicap."""
+"""The lab's three models, and a corrected version of the second one."""
 
 import math
 from collections import OrderedDict
@@ -10,7 +10,7 @@ from fashion.settings.task import CLASSES, IMAGE_SHAPE
 
 
 def baseline(hidden_units: int = 10) -> nn.Module:
-    """V0: two linear layers with nothing between them, so a linear classifier."""
+    """V0: two linear layers without activation between them, so a linear classifier."""
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(math.prod(IMAGE_SHAPE), hidden_units),
@@ -21,14 +21,14 @@ def baseline(hidden_units: int = 10) -> nn.Module:
 def nonlinear(hidden_units: int = 10) -> nn.Module:
     """V1: a ReLU after each linear layer.
 
-    The last one clamps the logits at zero, and a class whose logit it clamps gets no gradient:
-    the handicap is the lesson.
+    The last ReLU clamps the logits at zero, and clamped logits get no gradient. This mistake is
+    part of the lab.
     """
     return nn.Sequential(*_one_hidden_layer(hidden_units), nn.ReLU())
 
 
 def nonlinear_fixed(hidden_units: int = 10) -> nn.Module:
-    """V1 without its last ReLU: what the handicap costs."""
+    """V1 without the last ReLU, to show its effect."""
     return nn.Sequential(*_one_hidden_layer(hidden_units))
 
 
@@ -48,9 +48,9 @@ class TinyVGG(nn.Sequential):
 
     Args:
         hidden_units: channels of every convolution.
-        blocks: 1 to 4; each halves height and width.
-        dropout: probability with which a feature is dropped before the classifier.
-        batch_norm: normalise after each convolution.
+        blocks: number of blocks, 1 to 4; each halves height and width.
+        dropout: probability of dropping a feature before the classifier.
+        batch_norm: add batch normalisation after each convolution.
     """
 
     def __init__(

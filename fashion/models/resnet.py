@@ -13,10 +13,10 @@ class ResNet(nn.Sequential):
     (arXiv:1512.03385), section 4.2: 16 hidden units and 3 blocks are its ResNet-20.
 
     Args:
-        hidden_units: channels of the first of three stages; each further one has twice as many,
-            at half the height and width.
-        blocks: residual blocks of each stage, of two 3x3 convolutions each.
-        dropout: probability with which a feature is dropped before the classifier.
+        hidden_units: channels of the first of three stages; each stage doubles the channels and
+            halves height and width.
+        blocks: residual blocks per stage, each with two 3x3 convolutions.
+        dropout: probability of dropping a feature before the classifier.
     """
 
     def __init__(self, hidden_units: int = 16, blocks: int = 2, dropout: float = 0.0) -> None:
@@ -40,11 +40,11 @@ class ResNet(nn.Sequential):
 
 
 class _Residual(nn.Module):
-    """Two convolutions beside a shortcut, which is a 1x1 convolution where the shape changes.
+    """Two convolutions with a shortcut, which has a 1x1 convolution if the shape changes.
 
-    The shortcut leaves out rows and columns before its convolution: where a 1x1 convolution of
-    less than 8 channels has a stride, oneDNN's gradient is wrong on a CPU without AVX-512, and it
-    writes where it may not (torch 2.15.0, channels_last).
+    The shortcut subsamples before its convolution instead of using a stride: for strided 1x1
+    convolutions with less than 8 channels, oneDNN computes wrong gradients on CPUs without AVX-512
+    and writes out of bounds (torch 2.15.0, channels_last).
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:

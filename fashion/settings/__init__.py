@@ -1,1 +1,1 @@
-"""What can be set: options, experiments, presets, the task and its metrics. No torch, no MLflow."""
+"""Options, experiments, presets, queries, the task and its metrics. No torch, no MLflow."""

@@ -1,6 +1,6 @@
-"""What a training run is asked for: the network, how to train it, and on what.
+"""The settings of a training run: architecture, recipe, data split and device.
 
-Each field declares one option; `option.py` says what is derived from it.
+Each field declares one option; see `option.py` for what is derived from it.
 """
 
 from collections.abc import Mapping
@@ -23,13 +23,13 @@ KERNELS = ("auto", "native", "torch")
 
 @dataclass(frozen=True)
 class Architecture:
-    """What determines a network, apart from which it is. A network has some of these options."""
+    """Options of the networks. Each network has some of them."""
 
     hidden_units: int = option(
         10, "Width of the hidden layer, or channels of the convolutions.", min=1, max=4096
     )
     blocks: int = option(
-        2, "Blocks of the CNN, or of each stage of the residual network.", min=1, max=4
+        2, "Number of blocks of the CNN, or per stage of the residual network.", min=1, max=4
     )
     dropout: float = option(
         0.0,
@@ -38,29 +38,29 @@ class Architecture:
         max=1,
         max_open=True,
     )
-    batch_norm: bool = option(False, "Normalise after each convolution of the CNN.")
+    batch_norm: bool = option(False, "Add batch normalisation after each convolution of the CNN.")
     pretrained: str = option(
         "",
-        "Initial weights of a torchvision model: a file, or default to download its best ones.",
+        "Initial weights of a torchvision model: a file, or default to download the best ones.",
         metavar="FILE",
     )
 
 
-THE_LABS = Architecture()
+LAB_ARCHITECTURE = Architecture()
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train. The defaults are the lab's.
+    """How to train; the defaults are those of the lab.
 
     Raises:
         SettingError: two settings contradict each other.
     """
 
-    epochs: int = option(3, "Passes over the training images.", min=1)
-    batch_size: int = option(32, "Images in an optimisation step.", min=1)
-    lr: float = option(0.1, "Highest learning rate.", min=0, min_open=True)
-    # A repetition of an experiment has another seed and nothing else.
+    epochs: int = option(3, "Number of passes over the training images.", min=1)
+    batch_size: int = option(32, "Images per optimisation step.", min=1)
+    lr: float = option(0.1, "Learning rate; with a schedule, its maximum.", min=0, min_open=True)
+    # Runs that differ only in the seed are repetitions of one experiment.
     seed: int = option(
         42,
         "Seed of the initial weights, the order of the images, augmentation and dropout.",
@@ -69,12 +69,12 @@ class Recipe:
         preset=False,
         decides=False,
     )
-    # What decides is `kernels_used`: which kernels "auto" stands for depends on the machine.
+    # `kernels_used` decides instead: the meaning of "auto" depends on the machine.
     kernels: str = option(
         "auto",
-        "Kernels that train the lab's models on a CPU: torch gives the lab's results bit for bit;"
-        " native is several times faster, equal within rounding; auto is native where a C compiler"
-        " is found.",
+        "Kernels for the lab's models on a CPU: torch reproduces the lab's results bit for bit;"
+        " native is several times faster and equal within rounding; auto uses native if a C"
+        " compiler is available.",
         choices=KERNELS,
         preset=False,
         decides=False,
@@ -86,9 +86,7 @@ class Recipe:
         0.0, "Weight decay; decoupled from the gradient for adamw and muon.", min=0, max=1
     )
     schedule: str = option("constant", "Learning-rate schedule.", choices=SCHEDULES)
-    warmup_epochs: float = option(
-        0.0, "Epochs, possibly fractional, of learning-rate warm-up.", min=0
-    )
+    warmup_epochs: float = option(0.0, "Epochs of learning-rate warm-up; may be a fraction.", min=0)
     label_smoothing: float = option(
         0.0,
         "Probability spread evenly over all classes in the training loss.",
@@ -96,7 +94,7 @@ class Recipe:
         max=1,
         max_open=True,
     )
-    clip_norm: float = option(0.0, "Largest gradient norm; 0 disables clipping.", min=0)
+    clip_norm: float = option(0.0, "Maximum gradient norm; 0 disables clipping.", min=0)
     ema_decay: float = option(
         0.0,
         "Decay per step of the exponential moving average of the weights; 0 disables it.",
@@ -106,15 +104,15 @@ class Recipe:
     )
     augment: tuple[str, ...] = option(
         (),
-        "Random changes of the training images, in this order, separated by commas:"
+        "Augmentations of the training images, in order of application, separated by commas:"
         f" {', '.join(AUGMENTATIONS)}.",
         choices=AUGMENTATIONS,
         metavar="NAMES",
     )
     mixup: float = option(
         0.0,
-        "Parameter of the Beta distribution that mixup draws its weights from; 0 disables it"
-        " (Zhang et al., arXiv:1710.09412).",
+        "Parameter alpha of mixup's Beta distribution (Zhang et al., arXiv:1710.09412); 0 disables"
+        " mixup.",
         min=0,
     )
     patience: int = option(
@@ -123,7 +121,7 @@ class Recipe:
         " restored; 0 disables early stopping.",
         min=0,
     )
-    freeze_epochs: int = option(0, "First epochs in which only the last layer is trained.", min=0)
+    freeze_epochs: int = option(0, "Number of first epochs that train only the last layer.", min=0)
     precision: str = option(
         "float32", "Data type of matrix products and convolutions.", choices=PRECISIONS
     )
@@ -135,54 +133,56 @@ class Recipe:
             raise SettingError("nesterov needs a momentum above 0")
         if self.warmup_epochs >= self.epochs:
             raise SettingError(
-                f"a warm-up of {self.warmup_epochs:g} epochs leaves none of {self.epochs} to train"
+                f"warmup_epochs {self.warmup_epochs:g} must be less than epochs {self.epochs}"
             )
         if self.schedule == "one-cycle" and not self.warmup_epochs:
             raise SettingError("the one-cycle schedule needs warmup_epochs above 0")
 
     @property
     def is_plain_sgd(self) -> bool:
-        """Whether each step takes lr times the gradient of the cross-entropy off the weights."""
+        """Whether each step only subtracts lr times the gradient of the mean cross-entropy."""
         settings = (self.epochs, self.batch_size, self.lr, self.seed, self.kernels)
         return self == Recipe(*settings, patience=self.patience)
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One training run, as asked for.
+    """The settings of one training run.
 
     Raises:
         SettingError: two settings contradict each other.
     """
 
-    model: str = option("cnn", "Model to train.", metavar="MODEL")
-    architecture: Architecture = field(default=THE_LABS)
+    model: str = option("cnn", "Name of the model.", metavar="MODEL")
+    architecture: Architecture = field(default=LAB_ARCHITECTURE)
     val_size: int = option(
         5000,
-        "Training images held out for validation; 0 is the lab's own protocol.",
+        "Number of training images held out for validation; 0 is the lab's protocol.",
         min=0,
         max=task.TRAIN_SIZE,
         preset=False,
     )
-    # What decides is the type of the device that was used.
+    # `device_type` decides instead.
     device: str = option(
         "auto",
-        "Device to train on; auto takes cuda, else mps, else cpu.",
+        "Device to train on; auto uses cuda, else mps, else cpu.",
         choices=DEVICES,
         preset=False,
         decides=False,
     )
     recipe: Recipe = field(default_factory=Recipe)
-    # The settings it gives are compared themselves.
+    # The settings that it sets decide instead.
     preset: str = option(
         "lab",
-        "Named settings; any other option overrides them. The defaults shown are the lab's.",
+        "Named group of settings; other options override it. Defaults shown are those of lab.",
         choices=tuple(PRESETS),
         preset=False,
         decides=False,
     )
     tta: bool = option(
-        False, "Also log accuracies averaged over each image and its mirror image.", decides=False
+        False,
+        "Test-time augmentation: also log metrics averaged over each image and its mirror image.",
+        decides=False,
     )
 
     def __post_init__(self) -> None:
@@ -192,16 +192,16 @@ class Experiment:
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:
-        """Return the experiment that these options, by name, ask for, the preset's among them.
+        """Return the experiment with these options by name, on top of those of the preset.
 
         Raises:
-            SettingError: there is no such option, its value is wrong, or two contradict each other.
+            SettingError: an option is unknown, a value is wrong, or two contradict each other.
         """
         for name in options:
             if name not in OPTIONS:
                 close = get_close_matches(name, OPTIONS, n=1)
                 hint = f"; did you mean {close[0]}?" if close else ""
-                raise SettingError(f"no such option{hint}", name)
+                raise SettingError(f"unknown option{hint}", name)
         preset = OPTIONS["preset"].parse(options.get("preset", OPTIONS["preset"].default))
         return read(cls, PRESETS[preset] | dict(options))
 
@@ -212,7 +212,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a run was trained under beside its options: found out, logged, and never set."""
+    """Conditions of a run that are detected and logged, but cannot be set."""
 
     kernels_used: str = fact()
     device_type: str = fact()

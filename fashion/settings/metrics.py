@@ -1,18 +1,18 @@
-"""The metrics that runs are compared and chosen by, and how each one is shown."""
+"""Metrics for comparing and selecting runs, and how to display each one."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Metric:
-    """How to compare and show one metric.
+    """How to compare and display one metric.
 
     Attributes:
-        header: the column's header on a terminal.
-        scale: what the value is multiplied by before it is shown.
-        spec: the format of the scaled value.
-        lower_is_better: whether a smaller value is the better one.
-        selects: whether a model may be chosen by it.
+        header: column header in the terminal.
+        scale: factor applied before display.
+        spec: format specification of the scaled value.
+        lower_is_better: whether smaller values are better.
+        selects: whether models may be selected by this metric.
     """
 
     header: str
@@ -22,7 +22,7 @@ class Metric:
     selects: bool = False
 
 
-# The order is that of the columns of `compare`.
+# In the order of the columns of `compare`.
 METRICS = {
     "val_accuracy": Metric("val %", 100, ".2f", selects=True),
     "val_loss": Metric("val\nloss", 1, ".4f", lower_is_better=True, selects=True),
@@ -31,4 +31,5 @@ METRICS = {
     "train_seconds": Metric("train s", 1, ".1f", lower_is_better=True),
     "images_per_second": Metric("img/s", 1, ",.0f"),
 }
+DEFAULT_METRIC = "val_accuracy"
 SELECTING_METRICS = tuple(name for name, metric in METRICS.items() if metric.selects)

@@ -2,8 +2,8 @@
 
     label_smoothing: float = option(0.0, "Probability spread ...", min=0, max=1, max_open=True)
 
-The field's default, help text and bounds are those of the command line, of MLproject, of a sweep's
-space and of a run that is read back from MLflow's parameters.
+The command line, MLproject, search spaces and the parsing of MLflow's parameters all use the
+default, help text and bounds of the field.
 """
 
 import math
@@ -27,24 +27,24 @@ class Finite(click.FloatRange):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
         number = super().convert(value, param, ctx)
-        # NaN passes every comparison of a range.
+        # NaN passes the range check.
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
         return number
 
 
 class Integer(click.IntRange):
-    """A whole number in a range, and small enough for whoever counts with it."""
+    """An integer in a range, at most `LARGEST_INTEGER` unless the range has a maximum."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         number = super().convert(value, param, ctx)
         if self.max is None and number > LARGEST_INTEGER:
-            self.fail(f"{value} is more than {LARGEST_INTEGER:,}.", param, ctx)
+            self.fail(f"{value} is greater than {LARGEST_INTEGER:,}.", param, ctx)
         return number
 
 
 class Names(click.ParamType):
-    """Some of a set of names, in any order, separated by commas."""
+    """Names from a given set, in any order, separated by commas."""
 
     name = "names"
 
@@ -62,23 +62,24 @@ class Names(click.ParamType):
 
 
 def split_names(text: str) -> tuple[str, ...]:
-    """Return the names in a text that separates them by commas."""
+    """Split a text of names separated by commas."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 @dataclass(frozen=True)
 class Option:
-    """What a settings field declares.
+    """Declaration of an option.
 
     Attributes:
-        help: one sentence for the command line; empty for a fact that nobody sets.
+        help: one sentence for the command line; empty for a `fact`.
         min, max: bounds of a number.
-        min_open, max_open: whether a bound itself is excluded.
-        choices: the values of a text, or the names of which several may be given.
-        metavar: what the value is called in the command line's help.
-        preset: whether a preset may decide it.
-        decides: whether runs that differ in it are different experiments, not repetitions of one.
-        name, kind, default: the field's own.
+        min_open, max_open: whether the bound itself is excluded.
+        choices: allowed values of a string, or allowed names of a tuple.
+        metavar: placeholder for the value in the command line's help.
+        preset: whether presets may set it.
+        decides: whether runs with different values are different experiments, rather than
+            repetitions of one.
+        name, kind, default: name, type and default of the field.
     """
 
     help: str = ""
@@ -96,7 +97,7 @@ class Option:
 
     @cached_property
     def type(self) -> click.ParamType:
-        """Click's type of the option, which parses and checks its values."""
+        """Click type that parses and checks values of the option."""
         bounds = {"min_open": self.min_open, "max_open": self.max_open}
         if self.kind is bool:
             return click.BOOL
@@ -110,10 +111,10 @@ class Option:
         return click.Choice(self.choices) if self.choices else click.STRING
 
     def parse(self, value: Any) -> Any:
-        """Return a value as the field holds it, from text or from YAML.
+        """Convert a value, given as text or from YAML, to the type of the field.
 
         Raises:
-            SettingError: it is of the wrong kind or out of bounds.
+            SettingError: the value has the wrong type or is out of bounds.
         """
         text = value if isinstance(value, tuple | list) else str(value)
         try:
@@ -128,12 +129,12 @@ def option(default: Any, help: str, **declared: Any) -> Any:  # noqa: A002
 
 
 def fact(**declared: Any) -> Any:
-    """Declare a field that is found out and logged, and that nobody sets."""
+    """Declare a field that is detected and logged, but cannot be set."""
     return field(metadata={_KEY: Option(preset=False, **declared)})
 
 
 def options_of(settings: type) -> dict[str, Option]:
-    """Return the options of a settings class by name, those of nested settings among them."""
+    """Return the options of a settings class by name, including nested settings."""
     found: dict[str, Option] = {}
     kinds = get_type_hints(settings)
     for each in fields(settings):
@@ -155,7 +156,7 @@ def _named(each: Field, kind: Any) -> Option:
 
 
 def read(settings: type, values: Mapping[str, Any]) -> Any:
-    """Build settings from values by the options' names; defaults stand for those that are missing.
+    """Build settings from values by option name; missing ones get their defaults.
 
     Raises:
         SettingError: a value is wrong, or two contradict each other.
@@ -172,7 +173,7 @@ def read(settings: type, values: Mapping[str, Any]) -> Any:
 
 
 def flatten(settings: Any) -> dict[str, Any]:
-    """Return the values of settings by the options' names; names are joined by commas."""
+    """Return the values of settings by option name; tuples of names are joined by commas."""
     values: dict[str, Any] = {}
     for each in fields(settings):
         value = getattr(settings, each.name)

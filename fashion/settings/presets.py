@@ -1,9 +1,9 @@
-"""Settings that go together, by name. Any option of `train` overrides its preset's."""
+"""Named groups of settings. An explicit option of `train` overrides the preset."""
 
 PRESETS: dict[str, dict[str, str | float | bool]] = {
-    # The defaults of every option.
+    # The default of every option.
     "lab": {},
-    # The best found for the time that the lab's own loop takes for its CNN on two cores.
+    # The best settings found within the training time of the lab's own CNN on two cores.
     "fast": {
         "model": "compact",
         "hidden_units": 16,

@@ -1,1 +1,1 @@
-"""Searches with Ray Tune."""
+"""Hyperparameter search with Ray Tune."""

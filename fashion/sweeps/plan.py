@@ -1,4 +1,7 @@
-"""What a sweep searches: a file that gives each option a value, a list of values or a range."""
+"""The search space and the options of a sweep.
+
+A space is a YAML file that gives each option of `train` a value, a list of values or a range.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,28 +21,34 @@ SEARCHES = ("random", "grid", "optuna")
 
 @dataclass(frozen=True)
 class Plan:
-    """How to search, and for how many epochs a trial that is not stopped is trained."""
+    """How to search.
+
+    Attributes:
+        epochs: epochs of a trial that is not stopped early.
+    """
 
     epochs: int
     search: str = option(
         "random",
-        "How configurations are chosen; grid tries all of them, optuna learns from earlier trials.",
+        "Search algorithm: grid tries all combinations, optuna learns from earlier trials.",
         choices=SEARCHES,
     )
-    trials: int = option(20, "Number of configurations that random and optuna try.", min=1)
+    trials: int = option(20, "Number of trials of random and optuna.", min=1)
     grace_epochs: int = option(
         1,
-        "Epochs of every trial before ASHA may stop it for being worse than others; 0 disables"
-        " ASHA.",
+        "Epochs that each trial runs before ASHA may stop it early; 0 disables ASHA.",
         min=0,
     )
-    cpus_per_trial: int = option(1, "Cores, and threads, of a trial.", min=1)
-    gpus_per_trial: float = option(0.0, "GPUs of a trial, possibly a fraction of one.", min=0)
+    cpus_per_trial: int = option(1, "CPU cores and threads per trial.", min=1)
+    gpus_per_trial: float = option(0.0, "GPUs per trial; may be a fraction.", min=0)
     retries: int = option(
-        3, "How often a trial that fails, or whose node dies, continues from its last epoch.", min=0
+        3, "Number of times a failed trial is resumed from its last epoch.", min=0
     )
     seed: int = option(
-        42, "Seed of the search; those of the trainings belong to the space.", min=0, max=2**32 - 1
+        42,
+        "Seed of the search algorithm; the training seed is an option of the space.",
+        min=0,
+        max=2**32 - 1,
     )
 
 
@@ -49,12 +58,12 @@ Value = str | int | float | bool
 
 
 class SpaceError(FashionError):
-    """The file cannot be read, or says something else than what to search."""
+    """The file cannot be read, or is not a valid search space."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, all as likely, or their logarithms where `log`."""
+    """Uniform distribution from `low` to `high`, of the logarithm if `log`."""
 
     low: float
     high: float
@@ -63,11 +72,11 @@ class Range:
 
 @dataclass(frozen=True)
 class Space:
-    """What to search.
+    """A search space.
 
     Attributes:
-        dimensions: by option: one value is fixed, a list is a choice.
-        text: the file it was read from.
+        dimensions: by option: a fixed value, a list of choices, or a range.
+        text: content of the file it was read from.
     """
 
     dimensions: dict[str, Value | list[Value] | Range]
@@ -75,11 +84,11 @@ class Space:
 
     @property
     def searched(self) -> list[str]:
-        """The options that are not fixed."""
+        """Names of the options that are not fixed."""
         return [name for name, value in self.dimensions.items() if isinstance(value, list | Range)]
 
     def corners(self) -> Iterator[dict[str, Value]]:
-        """Yield each combination of the choices and of the ends of the ranges."""
+        """Yield each combination of choices and ends of ranges."""
         for chosen in product(*map(_ends, self.dimensions.values())):
             yield dict(zip(self.dimensions, chosen, strict=True))
 
@@ -94,7 +103,7 @@ def read(path: Path) -> Space:
     """Read a search space.
 
     Raises:
-        SpaceError: the file cannot be read, or is no search space; says where.
+        SpaceError: the file cannot be read, or is not a search space.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -105,25 +114,25 @@ def read(path: Path) -> Space:
 
 
 def parse(text: str, source: str) -> Space:
-    """Return the search space of a file's text; `source` is what errors call it.
+    """Parse a search space; `source` is the file name for error messages.
 
     Raises:
-        SpaceError: it is no search space; says where.
+        SpaceError: `text` is not a search space.
     """
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise SpaceError(f"{source}{where}: not YAML") from error
+        raise SpaceError(f"{source}{where}: not valid YAML") from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise SpaceError(f"{source}: names no options")
+        raise SpaceError(f"{source}: must map option names to values")
     dimensions = {
         name.replace("-", "_"): _dimension(source, name, value) for name, value in content.items()
     }
     space = Space(dimensions, text)
     if not space.searched:
-        raise SpaceError(f"{source}: fixes every option: nothing to search")
+        raise SpaceError(f"{source}: all options are fixed, nothing to search")
     return space
 
 
@@ -142,6 +151,6 @@ def _dimension(source: str, name: str, value: Any) -> Value | list[Value] | Rang
             if low < high and (kind == "uniform" or low > 0):
                 return Range(float(low), float(high), kind == "loguniform")
     raise SpaceError(
-        f"{source}: {name} is no value, list of values, {{uniform: [low, high]}} or"
+        f"{source}: {name} must be a value, a list of values, {{uniform: [low, high]}} or"
         " {loguniform: [low, high]}"
     )

@@ -1,4 +1,4 @@
-"""A live table of a sweep's trials on a terminal; elsewhere a line for each that ends."""
+"""Show a sweep's progress: a live table on a terminal, else one line per finished trial."""
 
 from collections.abc import Sequence
 from types import TracebackType
@@ -10,7 +10,7 @@ from rich.table import Table
 
 from fashion.sweeps.plan import Space
 
-# Rows that fit a small terminal; the best trials come first.
+# Fits a small terminal.
 ROWS = 20
 ENDED = ("TERMINATED", "ERROR")
 
@@ -18,13 +18,13 @@ Row = tuple[str, str, int, float | None, dict[str, Any]]
 
 
 class TrialTable:
-    """Shows trials while the block lasts."""
+    """Display of the trials, for use as a context manager."""
 
     def __init__(self, space: Space, epochs: int) -> None:
         self._options, self._epochs = space.searched, epochs
         self._console = Console()
         self._live = Live(console=self._console, refresh_per_second=2)
-        self._told: set[str] = set()
+        self._printed: set[str] = set()
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -41,16 +41,16 @@ class TrialTable:
             self._live.stop()
 
     def show(self, rows: Sequence[Row]) -> None:
-        """Show the trials: name, status, epochs trained, accuracy, configuration."""
+        """Show the trials: (name, status, epochs trained, accuracy, configuration)."""
         if self._console.is_terminal:
             self._live.update(self._table(rows))
             return
         for name, status, epoch, accuracy, config in rows:
-            if status in ENDED and name not in self._told:
-                self._told.add(name)
+            if status in ENDED and name not in self._printed:
+                self._printed.add(name)
                 what = " ".join(f"{option}={_short(config[option])}" for option in self._options)
                 print(
-                    f"trial {name}: {_outcome(status, epoch, self._epochs)},"
+                    f"trial {name}: {_status(status, epoch, self._epochs)},"
                     f" {_percent(accuracy)}: {what}",
                     flush=True,
                 )
@@ -63,7 +63,7 @@ class TrialTable:
         for name, status, epoch, accuracy, config in best_first[:ROWS]:
             table.add_row(
                 name.rpartition("_")[2],
-                _outcome(status, epoch, self._epochs),
+                _status(status, epoch, self._epochs),
                 str(epoch),
                 _percent(accuracy),
                 *(_short(config[option]) for option in self._options),
@@ -76,7 +76,7 @@ def _count(rows: Sequence[Row]) -> str:
     return f"{ended} of {len(rows)} trials have ended"
 
 
-def _outcome(status: str, epoch: int, epochs: int) -> str:
+def _status(status: str, epoch: int, epochs: int) -> str:
     if status == "TERMINATED":
         return "finished" if epoch >= epochs else "stopped early"
     return "failed" if status == "ERROR" else status.lower()

@@ -1,4 +1,4 @@
-"""What a sweep found: a table, the best configuration, and Optuna's figures."""
+"""Report the results of a sweep: a table, the best configuration, and Optuna's figures."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,47 +13,47 @@ from optuna.importance import FanovaImportanceEvaluator
 from optuna.visualization import matplotlib as drawn
 
 from fashion.sweeps.plan import METRIC, Range, Space
-from fashion.sweeps.trials import Outcome, SweepError
+from fashion.sweeps.trials import SweepError, TrialResult
 
 
-def table(outcomes: Sequence[Outcome], space: Space) -> pd.DataFrame:
-    """Return a row for each trial, best first: its run, what was searched, how far it came."""
+def table(results: Sequence[TrialResult], space: Space) -> pd.DataFrame:
+    """Return one row per trial, best first: run, searched options, epochs trained, metrics."""
     rows = [
         {
-            "trial": outcome.name,
-            "run_id": outcome.run_id,
-            **{name: outcome.config[name] for name in space.searched},
-            "epochs_trained": outcome.epochs,
-            "stopped_early": outcome.stopped,
-            "failure": outcome.failure,
-            **outcome.metrics,
+            "trial": result.name,
+            "run_id": result.run_id,
+            **{name: result.config[name] for name in space.searched},
+            "epochs_trained": result.epochs,
+            "stopped_early": result.stopped,
+            "failure": result.failure,
+            **result.metrics,
         }
-        for outcome in outcomes
+        for result in results
     ]
     return pd.DataFrame(rows).sort_values(METRIC, ascending=False, ignore_index=True)
 
 
-def best(outcomes: Sequence[Outcome]) -> Outcome:
-    """Return the trial of the highest validation accuracy after its last epoch.
+def best(results: Sequence[TrialResult]) -> TrialResult:
+    """Return the trial with the highest validation accuracy after its last epoch.
 
-    Those that did not get as far as others were stopped for being worse, or failed.
+    Only trials with the most epochs count; the others were stopped early or failed.
 
     Raises:
-        SweepError: none got through an epoch.
+        SweepError: no trial finished an epoch.
     """
-    furthest = max((outcome.epochs for outcome in outcomes), default=0)
+    furthest = max((result.epochs for result in results), default=0)
     if not furthest:
-        reasons = {outcome.failure for outcome in outcomes}
-        raise SweepError(f"no trial got through an epoch: {'; '.join(map(str, reasons))}")
-    return max((outcome for outcome in outcomes if outcome.epochs == furthest), key=_accuracy)
+        reasons = {result.failure for result in results}
+        raise SweepError(f"no trial finished an epoch: {'; '.join(map(str, reasons))}")
+    return max((result for result in results if result.epochs == furthest), key=_accuracy)
 
 
-def _accuracy(outcome: Outcome) -> float:
-    return outcome.metrics[METRIC]
+def _accuracy(result: TrialResult) -> float:
+    return result.metrics[METRIC]
 
 
 def command(config: Mapping[str, Any]) -> str:
-    """Return the command that trains a configuration, tests it and logs its model."""
+    """Return the command that trains a configuration, tests it and logs the model."""
     parameters = [f"-P {name}={_text(value)}" for name, value in config.items()]
     return " \\\n  ".join(["mlflow run . -e train --env-manager local", *parameters])
 
@@ -63,30 +63,30 @@ def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def figures(outcomes: Sequence[Outcome], space: Space) -> dict[str, Figure]:
-    """Draw parallel coordinates and, of two trials or more, how much each option mattered.
+def figures(results: Sequence[TrialResult], space: Space) -> dict[str, Figure]:
+    """Draw parallel coordinates and, if trials differ in accuracy, the importance of each option.
 
-    A trial counts with the validation accuracy after its last epoch, also when it was stopped. The
-    importance is the share of the variance of that which an option explains (fANOVA: Hutter, Hoos
-    and Leyton-Brown, ICML 2014).
+    Both use the validation accuracy after each trial's last epoch, including stopped trials. The
+    importance is the share of its variance that an option explains (fANOVA: Hutter, Hoos and
+    Leyton-Brown, ICML 2014).
 
     Returns:
         Figures by file name.
     """
     distributions = {name: _distribution(space.dimensions[name]) for name in space.searched}
     study = optuna.create_study(direction="maximize")
-    for outcome in outcomes:
-        if outcome.metrics:
+    for result in results:
+        if result.metrics:
             study.add_trial(
                 optuna.trial.create_trial(
-                    params={name: outcome.config[name] for name in distributions},
+                    params={name: result.config[name] for name in distributions},
                     distributions=distributions,
-                    value=_accuracy(outcome),
+                    value=_accuracy(result),
                 )
             )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        # A choice of which all trials had the same value.
+        # Raised if all trials chose the same value of an option.
         warnings.filterwarnings("ignore", "Attempting to set identical", UserWarning)
         axes = {
             "parallel_coordinates.png": drawn.plot_parallel_coordinate(study, target_name=METRIC)
@@ -100,7 +100,7 @@ def figures(outcomes: Sequence[Outcome], space: Space) -> dict[str, Figure]:
     for figure in found.values():
         figure.set_size_inches(9, 4.5)
         figure.set_layout_engine("tight")
-        plt.close(figure)  # optuna draws by pyplot, which keeps what it drew
+        plt.close(figure)  # optuna uses pyplot, which keeps figures open
     return found
 
 

@@ -1,4 +1,4 @@
-"""A sweep as an MLflow run: its trials are its children, and it can go on after it was stopped."""
+"""Run a sweep as an MLflow run with its trials as children, and resume interrupted sweeps."""
 
 import json
 import sys
@@ -16,40 +16,40 @@ from fashion.files import replacing
 from fashion.settings.experiment import Experiment
 from fashion.sweeps import report, tuner
 from fashion.sweeps.plan import Plan, Space
-from fashion.sweeps.trials import Outcome
+from fashion.sweeps.trials import TrialResult
 from fashion.sweeps.tuner import Resolve
 from fashion.tracking import checkpoint, runs, store
 from fashion.tracking.checkpoint import CheckpointError
 
-# What is kept of an unfinished sweep, beside Ray's own state.
-KEPT = "sweep.json"
+# File with the options of an unfinished sweep, beside Ray's own state.
+OPTIONS_FILE = "sweep.json"
 
 
 def unfinished(run_id: str) -> str:
-    """Return the id of a sweep to go on with.
+    """Return the id of a sweep that can be resumed.
 
     Args:
-        run_id: its own, or "latest" for the one that this machine was at last.
+        run_id: id of the sweep's run, or "latest" for the last sweep on this machine.
 
     Raises:
-        CheckpointError: there is no such sweep here.
-        TrackingError: the tracking store does not answer.
+        CheckpointError: this machine has no such sweep.
+        TrackingError: the tracking store is unreachable.
     """
-    kept = [known for known in checkpoint.unfinished() if _path(known).is_file()]
+    candidates = [known for known in checkpoint.unfinished() if _path(known).is_file()]
     with store.refusals(store.START_IT), store.single_attempt():
-        for known in kept:
+        for known in candidates:
             if run_id in (known, "latest") and runs.present(known):
                 return known
-    raise CheckpointError(f"this machine has no unfinished sweep of this store: {run_id}")
+    raise CheckpointError(f"this machine has no unfinished sweep of this tracking store: {run_id}")
 
 
-def kept(run_id: str) -> dict[str, Any]:
+def load_options(run_id: str) -> dict[str, Any]:
     """Return the options that an unfinished sweep was started with."""
     return json.loads(_path(run_id).read_text(encoding="utf-8"))
 
 
 def _path(run_id: str) -> Path:
-    return checkpoint.folder(run_id) / KEPT
+    return checkpoint.folder(run_id) / OPTIONS_FILE
 
 
 def run(
@@ -61,28 +61,28 @@ def run(
     val_size: int,
     storage: str = "",
     resolve: Resolve = Experiment.from_options,
-) -> tuple[str, Outcome]:
-    """Search, as a new run or as one that was stopped.
+) -> tuple[str, TrialResult]:
+    """Run a new sweep, or resume an interrupted one.
 
     Args:
-        run_id: the run to go on with, or "".
-        options: what `kept` shall return of it.
-        space: what to search.
-        plan: how.
-        dataset: the verified dataset. Trials see none of its test images.
-        val_size: number of training images that trials are compared on and not trained on.
-        storage: a folder that every node sees, or an address that Ray understands, to keep the
-            state of the sweep in; without one, with the other unfinished runs of this machine.
-        resolve: turns a configuration into what to train.
+        run_id: the run to resume, or "" for a new one.
+        options: the command's options, saved for `load_options`.
+        space: the search space.
+        plan: how to search.
+        dataset: the verified dataset; trials do not get its test images.
+        val_size: number of training images held out to compare trials on.
+        storage: folder visible to all nodes, or an address that Ray supports, for the state of the
+            sweep; "" for the folder of this machine's unfinished runs.
+        resolve: converts a configuration to an experiment.
 
     Returns:
         The id of the finished run, and the best trial.
 
     Raises:
-        SweepError: there is no Ray cluster, or no trial got through an epoch.
-        TrackingError: the tracking store refuses; what trials have found is kept.
-        CheckpointError: another process is at it.
-        FileError: nothing can be kept here.
+        SweepError: the Ray cluster is unreachable, or no trial finished an epoch.
+        TrackingError: the tracking store cannot be used; the trials' results are saved.
+        CheckpointError: the sweep is in use by another process.
+        FileError: the state of the sweep cannot be written.
     """
     training, validation = dataset.split(val_size)
     assert validation is not None
@@ -92,19 +92,19 @@ def run(
         runs.running(run_id or None, name="sweep") as parent,
     ):
         if run_id:
-            runs.adopt(run_id)
+            runs.nest_launcher_run(run_id)
         else:
             _begin(parent, options, space, plan, val_size)
         run_id = parent.info.run_id
-        place = storage or str(checkpoint.folder(run_id).parent)
+        storage = storage or str(checkpoint.folder(run_id).parent)
         try:
-            outcomes = tuner.run(parent, space, plan, training, validation, place, resolve)
+            results = tuner.run(parent, space, plan, training, validation, storage, resolve)
         except BaseException:
-            print(f"Stopped: go on by -P resume={run_id}", file=sys.stderr)
+            print(f"Interrupted; continue with -P resume={run_id}", file=sys.stderr)
             raise
-        best = report.best(outcomes)
-        with store.refusals(f"nothing is lost: go on by -P resume={run_id}"):
-            _log(outcomes, best, space)
+        best = report.best(results)
+        with store.refusals(f"the results are saved; continue with -P resume={run_id}"):
+            _log(results, best, space)
     return run_id, best
 
 
@@ -115,24 +115,22 @@ def _begin(
         path.write_text(json.dumps(dict(options)), encoding="utf-8")
     params = {**asdict(plan), "val_size": val_size}
     with store.refusals(store.START_IT):
-        # `mlflow run` has logged those of its entry point.
+        # `mlflow run` has already logged the entry point's parameters.
         mlflow.log_params({key: params[key] for key in params.keys() - parent.data.params.keys()})
         mlflow.log_text(space.text, "space.yaml")
 
 
-def _log(outcomes: Sequence[Outcome], best: Outcome, space: Space) -> None:
-    mlflow.log_text(report.table(outcomes, space).to_csv(index=False), "trials.csv")
+def _log(results: Sequence[TrialResult], best: TrialResult, space: Space) -> None:
+    mlflow.log_text(report.table(results, space).to_csv(index=False), "trials.csv")
     mlflow.log_text(f"{report.command(best.config)}\n", "best.txt")
-    for name, figure in report.figures(outcomes, space).items():
+    for name, figure in report.figures(results, space).items():
         mlflow.log_figure(figure, name)
     mlflow.log_metrics(
         {
             **best.metrics,
-            "trials_finished": sum(
-                not outcome.stopped for outcome in outcomes if not outcome.failure
-            ),
-            "trials_stopped_early": sum(outcome.stopped for outcome in outcomes),
-            "trials_failed": sum(outcome.failure is not None for outcome in outcomes),
+            "trials_finished": sum(not result.stopped for result in results if not result.failure),
+            "trials_stopped_early": sum(result.stopped for result in results),
+            "trials_failed": sum(result.failure is not None for result in results),
         }
     )
     mlflow.set_tag("best_trial", best.run_id)

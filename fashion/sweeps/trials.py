@@ -1,4 +1,4 @@
-"""The trials of a sweep as MLflow runs, children of the sweep's own."""
+"""The trials of a sweep as MLflow runs, children of the sweep's run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,21 +14,21 @@ from fashion.tracking.runs import FAILURE_TAG, TRIAL_TAG
 
 
 class SweepError(FashionError):
-    """There is no such cluster, or no trial could be trained."""
+    """The Ray cluster is unreachable, or no trial could be trained."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of a trial.
+class TrialResult:
+    """Result of a trial.
 
     Attributes:
-        name: of the trial.
-        run_id: of its MLflow run.
-        config: the settings it was given.
-        epochs: how many it was trained for.
-        metrics: those of its last epoch; none if it never got through one.
-        failure: why it failed, None if it did not.
-        stopped: whether it was stopped for being worse than others.
+        name: Ray's id of the trial.
+        run_id: its MLflow run.
+        config: its settings.
+        epochs: number of finished epochs.
+        metrics: metrics of the last epoch; empty if it finished none.
+        failure: error message, None if it did not fail.
+        stopped: whether the scheduler stopped it early.
     """
 
     name: str
@@ -40,18 +40,18 @@ class Outcome:
     stopped: bool
 
 
-# The tag of the node of the cluster that trained it last.
+# Tag with the cluster node that trained the trial last.
 NODE_TAG = "node"
-# Tags that say by whom and from which commit.
+# Prefixes of the tags that are copied from the sweep's run: user, commit.
 INHERITED = ("mlflow.user", "mlflow.source.")
-# The tag of a trial that the scheduler stopped because others were better.
+# Tag that says whether the scheduler stopped the trial early.
 STOPPED_TAG = "stopped_early"
 
 
 class Children:
-    """The runs of a sweep's trials: one each, however often a trial or the sweep starts again.
+    """The runs of a sweep's trials: one per trial, even if the trial or the sweep is resumed.
 
-    Whatever has been logged already does not change when it is again.
+    Logging anything a second time changes nothing.
     """
 
     def __init__(self, parent: Run) -> None:
@@ -63,14 +63,14 @@ class Children:
             self._run_ids[child.data.tags[TRIAL_TAG]] = child.info.run_id
 
     def start(self, trial: str) -> None:
-        """Open the run of a trial, or open it again."""
+        """Open or reopen the run of a trial."""
         if trial in self._run_ids:
             self._client.update_run(self._run_ids[trial], RunStatus.to_string(RunStatus.RUNNING))
         else:
             self.run_id(trial)
 
     def run_id(self, trial: str) -> str:
-        """Return the id of a trial's run, which is opened where there is none."""
+        """Return the id of a trial's run; create the run if there is none."""
         if trial not in self._run_ids:
             info, tags = self._parent.info, self._parent.data.tags
             inherited = {name: tags[name] for name in tags if name.startswith(INHERITED)}
@@ -89,13 +89,13 @@ class Children:
         epochs: Sequence[Mapping[str, Any]],
         node: str,
     ) -> None:
-        """Log what is new of a trial.
+        """Log what has not been logged yet of a trial.
 
         Args:
-            trial: which one.
-            params: what it trains.
-            epochs: `engine.Epoch.summary` of every epoch up to now.
-            node: of the cluster, where it was trained last.
+            trial: id of the trial.
+            params: its parameters.
+            epochs: `loop.Epoch.summary` of every epoch so far.
+            node: the cluster node that trained it last.
         """
         done = self._logged.get(trial, 0)
         metrics = [
@@ -109,7 +109,7 @@ class Children:
         self._logged[trial] = len(epochs)
 
     def end(self, trial: str, failure: str | None = None, stopped: bool = False) -> None:
-        """Close a trial's run: FAILED where there is a `failure`, which says why."""
+        """Close a trial's run: as FAILED if there is a `failure` (error message), else FINISHED."""
         run_id = self.run_id(trial)
         self._client.set_tag(run_id, STOPPED_TAG, str(stopped).lower())
         if failure is not None:
@@ -118,6 +118,6 @@ class Children:
         self._client.set_terminated(run_id, RunStatus.to_string(status))
 
     def kill(self) -> None:
-        """Close the runs that are open: the sweep was stopped."""
+        """Close the open runs as KILLED, after the sweep was interrupted."""
         for run_id in runs.open_trials(self._parent):
             self._client.set_terminated(run_id, RunStatus.to_string(RunStatus.KILLED))

@@ -1,7 +1,7 @@
-"""Search for settings with Ray Tune: on this machine, or on the cluster that RAY_ADDRESS names.
+"""Search with Ray Tune, on this machine or on the cluster at RAY_ADDRESS.
 
-Workers train; they know nothing of MLflow and never see a test image. The process that started the
-sweep logs what they report.
+Workers only train: they do not use MLflow and do not get test images. The driver, the process that
+started the sweep, logs what they report.
 """
 
 import logging
@@ -28,14 +28,14 @@ from fashion.data.dataset import Subset
 from fashion.settings.experiment import Experiment
 from fashion.sweeps.plan import METRIC, MODE, Plan, Range, Space
 from fashion.sweeps.progress import TrialTable
-from fashion.sweeps.trials import Children, Outcome, SweepError
+from fashion.sweeps.trials import Children, SweepError, TrialResult
 from fashion.tracking import store
 from fashion.training import loop
 from fashion.training.build import build
 
 STATE = "state.pt"
-# Each time that many times fewer trials go on, with that many times more epochs (Li et al.,
-# arXiv:1810.05934); Ray's own default.
+# ASHA keeps one in so many trials at each rung, with as many times more epochs (Li et al.,
+# arXiv:1810.05934); Ray's default.
 REDUCTION_FACTOR = 4
 
 logger = logging.getLogger(__name__)
@@ -51,24 +51,24 @@ def run(
     validation: Subset,
     storage: str,
     resolve: Resolve = Experiment.from_options,
-) -> list[Outcome]:
-    """Train trials on the `cluster` until all have ended; go on with those of an earlier call.
+) -> list[TrialResult]:
+    """Train all trials on the `cluster`, resuming those of an earlier, interrupted call.
 
     Args:
         parent: the sweep's MLflow run, open.
-        space: what to search.
-        plan: how.
-        training: what trials train on.
-        validation: what they are compared on.
-        storage: a folder that every node sees, or an address that Ray understands, for the state
-            of the sweep.
-        resolve: turns a configuration into what to train.
+        space: the search space.
+        plan: how to search.
+        training: images to train on.
+        validation: images to compare trials on.
+        storage: folder visible to all nodes, or an address that Ray supports, for the state of the
+            sweep.
+        resolve: converts a configuration to an experiment.
 
     Returns:
-        The trials, in the order they were started in.
+        The results of the trials, in the order of their start.
 
     Raises:
-        TrackingError: the tracking store refuses in the end; nothing is lost, call again.
+        TrackingError: the tracking store cannot be used at the end; call again to resume.
     """
     with store.refusals(store.START_IT):
         children = Children(parent)
@@ -101,26 +101,26 @@ def run(
             with suppress(Exception), store.single_attempt():
                 children.kill()
             raise
-    return [_outcome(trial, children, plan) for trial in reporter.trials]
+    return [_trial_result(trial, children, plan) for trial in reporter.trials]
 
 
 def _train_trial(
     config: dict[str, Any], resolve: Resolve, training: Subset, validation: Subset
 ) -> None:
-    """Train one trial on whichever node it is, from its last checkpoint if there is one."""
+    """Train one trial on a worker, from its last checkpoint if there is one."""
     experiment = resolve(config)
     model, params = build(experiment, training.digest)
     state, epochs = None, []
-    kept = tune.get_checkpoint()
-    if kept is not None:
-        with kept.as_directory() as folder:
+    checkpoint = tune.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
             record = torch.load(Path(folder, STATE), map_location="cpu", weights_only=True)
         state, epochs = record["state"], record["epochs"]
     for epoch in loop.train(model, training, experiment.recipe, validation, state):
         epochs.append(epoch.summary())
         with tempfile.TemporaryDirectory() as folder:
             torch.save({"state": epoch.state, "epochs": epochs}, Path(folder, STATE))
-            # All epochs each time: what the driver could not log is logged with the next.
+            # All epochs each time: those that the driver could not log are logged with the next.
             report = {
                 "epoch": epoch.number,
                 "epochs": epochs,
@@ -132,7 +132,7 @@ def _train_trial(
 
 
 class _Reporter(tune.Callback):
-    """Logs and shows trials as they go; in the end all must have been logged."""
+    """Logs and shows trials while they run; errors in logging are fatal only at the end."""
 
     def __init__(self, children: Children, table: TrialTable, plan: Plan) -> None:
         self.trials: list[Trial] = []
@@ -145,48 +145,48 @@ class _Reporter(tune.Callback):
         self._report(event, lambda trial: self._log(trial, event["result"]))
 
     def on_trial_complete(self, *_: Any, **event: Any) -> None:
-        self._report(event, self._settle)
+        self._report(event, self._finish)
 
     def on_trial_error(self, *_: Any, **event: Any) -> None:
-        self._report(event, self._settle)
+        self._report(event, self._finish)
 
     def on_experiment_end(self, trials: list[Trial], **_: Any) -> None:
         self._show(trials)
         self.trials = trials
-        with store.refusals("what the trials found is kept"):
+        with store.refusals("the trials' results are saved"):
             for trial in trials:
-                self._settle(trial)
+                self._finish(trial)
 
     def _report(self, event: Mapping[str, Any], log: Callable[[Trial], None]) -> None:
         self._show(event["trials"])
         try:
             with store.single_attempt():
                 log(event["trial"])
-        except Exception as error:  # as in runs.refusals
+        except Exception as error:  # as in store.refusals
             logger.warning(
-                "The tracking store does not answer (%s): the sweep goes on", store.reason(error)
+                "Cannot log to the tracking store (%s): the sweep continues", store.reason(error)
             )
 
     def _log(self, trial: Trial, result: Mapping[str, Any]) -> None:
         self._children.log(trial.trial_id, result["params"], result["epochs"], result["node"])
 
-    def _settle(self, trial: Trial) -> None:
-        outcome = _outcome(trial, self._children, self._plan)
-        if outcome.metrics:
+    def _finish(self, trial: Trial) -> None:
+        result = _trial_result(trial, self._children, self._plan)
+        if result.metrics:
             self._log(trial, trial.last_result)
-        self._children.end(trial.trial_id, outcome.failure, outcome.stopped)
+        self._children.end(trial.trial_id, result.failure, result.stopped)
 
     def _show(self, trials: list[Trial]) -> None:
         self._table.show([_row(trial) for trial in trials])
 
 
-def _outcome(trial: Trial, children: Children, plan: Plan) -> Outcome:
+def _trial_result(trial: Trial, children: Children, plan: Plan) -> TrialResult:
     epochs = trial.run_metadata.last_result.get("epochs", [])
     failure = None
     if trial.status == Trial.ERROR:
         lines = str(trial.get_error() or "").strip().splitlines()
         failure = store.reason(RuntimeError(lines[-1] if lines else "its node died"))
-    return Outcome(
+    return TrialResult(
         name=trial.trial_id,
         run_id=children.run_id(trial.trial_id),
         config=dict(trial.config),
@@ -239,24 +239,24 @@ def _scheduler(plan: Plan) -> FIFOScheduler:
 
 @contextmanager
 def cluster() -> Iterator[None]:
-    """Join the cluster that RAY_ADDRESS names, or start one of this machine alone.
+    """Connect to the cluster at RAY_ADDRESS, or start one on this machine alone.
 
     Raises:
-        SweepError: there is no such cluster.
+        SweepError: the cluster is unreachable.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Signals are for the command to handle, and results are MLflow's to keep.
+    # The command handles signals, and MLflow stores the results.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # It calls it an error that a new sweep has no state to go on from.
+    # With resume=AUTO it logs an error for each new sweep, which has no state to resume.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     address = os.environ.get("RAY_ADDRESS")
     package = Path(__file__).parents[1]
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        _check_that_someone_listens(address)
+        _check_reachable(address)
         ray.init(
             address or "local",
             runtime_env={"py_modules": [str(package)]},
@@ -265,16 +265,16 @@ def cluster() -> Iterator[None]:
             logging_level=logging.ERROR,
         )
     except OSError as error:
-        raise SweepError(f"there is no Ray cluster at RAY_ADDRESS={address}") from error
-    signal.signal(signal.SIGTERM, handler)  # Ray has put its own
+        raise SweepError(f"no Ray cluster is reachable at RAY_ADDRESS={address}") from error
+    signal.signal(signal.SIGTERM, handler)  # Ray has replaced it
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _check_that_someone_listens(address: str | None) -> None:
-    """Find out at once what Ray finds out in minutes."""
+def _check_reachable(address: str | None) -> None:
+    """Raise OSError if nothing listens at the address; Ray itself would try for minutes."""
     host, _, port = (address or "").rpartition("://")[2].rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=5).close()

@@ -1,7 +1,7 @@
-"""What is kept on this machine of a run until it has finished: enough to go on from.
+"""Save and load checkpoints, from which unfinished runs are resumed.
 
-Each run has a folder of its own name with a checkpoint and a lock. The process that trains the run
-holds the lock, and the operating system takes it back from a process that dies, however it dies.
+Each run has a folder, named by its id, with a checkpoint and a lock. The process that trains the
+run holds the lock; the operating system releases it when that process dies.
 """
 
 import io
@@ -26,14 +26,14 @@ RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
 class CheckpointError(FashionError):
-    """There is nothing to go on from, or another process is at it."""
+    """There is no usable checkpoint, or another process uses the run."""
 
 
 def prepare() -> None:
-    """Make the folder of all runs.
+    """Create the folder for checkpoints.
 
     Raises:
-        FileError: it cannot be written to.
+        FileError: it cannot be created or written.
     """
     root = state_dir() / "runs"
     try:
@@ -42,29 +42,31 @@ def prepare() -> None:
             raise PermissionError(None, "it is read-only")
     except OSError as error:
         raise FileError(
-            f"cannot keep checkpoints in {root} ({error.strerror or error}):"
-            " name a writable folder by FASHION_STATE_DIR"
+            f"cannot write checkpoints to {root} ({error.strerror or error}):"
+            " set FASHION_STATE_DIR to a writable folder"
         ) from error
 
 
 @contextmanager
 def held(run_id: str) -> Iterator[None]:
-    """Keep other processes off a run; its folder is made if there is none.
+    """Lock a run against other processes; create its folder if it is missing.
 
     Raises:
-        CheckpointError: another process holds it.
+        CheckpointError: another process holds the lock.
         FileError: the folder cannot be written.
     """
     prepare()
-    kept = folder(run_id)
-    lock = FileLock(kept / LOCK)
+    directory = folder(run_id)
+    lock = FileLock(directory / LOCK)
     try:
-        kept.mkdir(exist_ok=True)
+        directory.mkdir(exist_ok=True)
         lock.acquire(blocking=False)
     except Timeout as error:
-        raise CheckpointError(f"another process is at run {run_id}: wait for its end") from error
+        raise CheckpointError(
+            f"run {run_id} is in use by another process: wait until it has ended"
+        ) from error
     except OSError as error:
-        raise FileError(f"cannot write {kept}: {error.strerror or error}") from error
+        raise FileError(f"cannot write {directory}: {error.strerror or error}") from error
     try:
         yield
     finally:
@@ -72,14 +74,14 @@ def held(run_id: str) -> Iterator[None]:
 
 
 def save(run_id: str, content: Mapping[str, Any]) -> None:
-    """Write a checkpoint in place of the one before: always one of the two is there, and whole.
+    """Replace a run's checkpoint atomically.
 
     Args:
-        run_id: the run's, held by the caller.
-        content: tensors, numbers, texts, and lists, tuples and dictionaries of them.
+        run_id: the run, whose lock the caller holds.
+        content: tensors, numbers, strings, and lists, tuples and dictionaries of them.
 
     Raises:
-        FileError: it cannot be written.
+        FileError: the checkpoint cannot be written; the previous one stays.
     """
     buffer = io.BytesIO()
     torch.save(dict(content), buffer)
@@ -90,7 +92,7 @@ def save(run_id: str, content: Mapping[str, Any]) -> None:
 
 
 def load(run_id: str) -> dict[str, Any]:
-    """Return what was saved last, its tensors on the CPU. No code in the file is run.
+    """Return a run's last checkpoint, with tensors on the CPU. Code in the file is not executed.
 
     Raises:
         CheckpointError: there is no checkpoint, or it is damaged.
@@ -99,13 +101,13 @@ def load(run_id: str) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise CheckpointError(f"this machine has no checkpoint of a run {run_id}") from error
+        raise CheckpointError(f"this machine has no checkpoint of run {run_id}") from error
     except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"the checkpoint {path} is damaged: delete its folder") from error
 
 
 def unfinished() -> list[str]:
-    """Return the ids of the runs that something is kept of, the one written last first."""
+    """Return the ids of the runs that have a folder here, most recently written first."""
     written = {
         path.name: path.stat().st_mtime
         for path in (state_dir() / "runs").glob("*")
@@ -115,26 +117,26 @@ def unfinished() -> list[str]:
 
 
 def exists(run_id: str) -> bool:
-    """Tell whether a run has a checkpoint, which it gets as soon as its settings are known."""
+    """Return whether a run has a checkpoint; the first is written before training starts."""
     return (folder(run_id) / CHECKPOINT).is_file()
 
 
 def is_empty(run_id: str) -> bool:
-    """Tell whether nothing is kept of a run but its lock."""
-    kept = folder(run_id)
-    return not kept.exists() or {path.name for path in kept.iterdir()} <= {LOCK}
+    """Return whether a run's folder is missing, or contains nothing but the lock."""
+    directory = folder(run_id)
+    return not directory.exists() or {path.name for path in directory.iterdir()} <= {LOCK}
 
 
 def forget(run_id: str) -> None:
-    """Delete what is kept of a run."""
+    """Delete a run's folder."""
     shutil.rmtree(folder(run_id), ignore_errors=True)
 
 
 def folder(run_id: str) -> Path:
-    """Return where what is kept of a run is; it need not exist.
+    """Return the path of a run's folder, which need not exist.
 
     Raises:
-        CheckpointError: this is not the id of a run.
+        CheckpointError: `run_id` is not the id of a run.
     """
     if not RUN_ID.fullmatch(run_id):
         raise CheckpointError(f"{run_id!r} is not the id of a run")

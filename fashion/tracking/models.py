@@ -1,4 +1,4 @@
-"""Log models to MLflow, load them back, and verify them."""
+"""Log models to MLflow, load them, and verify them."""
 
 import logging
 import tempfile
@@ -27,7 +27,7 @@ from fashion.tracking.store import environment
 from fashion.training.evaluation import Evaluation, evaluate
 
 MODEL_ARTIFACT = "model"
-# What loading the logged model takes; inferring it would load the model in a second process.
+# Given explicitly, because MLflow would load the model in a second process to infer them.
 PIP_REQUIREMENTS = [
     f"mlflow=={mlflow.__version__}",
     f"torch=={torch.__version__.split('+')[0]}",
@@ -35,15 +35,15 @@ PIP_REQUIREMENTS = [
 
 
 def log_model(run: Run, model: nn.Module, subset: Subset, answers: Evaluation) -> str:
-    """Log the run's model as a pt2 archive: no pickle, none of our code to load it.
+    """Log the run's model as a pt2 archive, which loads without pickle and without our code.
 
-    What an earlier attempt at the run has logged of it is completed, so that a run has one model.
+    A model that an interrupted attempt has partly logged is completed, so that a run has one model.
 
     Args:
-        run: the active one.
+        run: the active run.
         model: in evaluation mode, on the CPU.
-        subset: images, of which the first ones are the input example.
-        answers: the model's answers on `subset`.
+        subset: images, the first of which become the input example.
+        answers: the model's predictions on `subset`.
 
     Returns:
         The logged model's id.
@@ -66,7 +66,7 @@ def log_model(run: Run, model: nn.Module, subset: Subset, answers: Evaluation) -
 
 
 def _begun_model(run: Run) -> LoggedModel | None:
-    """Return the model that an earlier attempt at the run has logged, or began to, if any."""
+    """Return the model that an earlier attempt has logged completely or partly, if any."""
     found = MlflowClient().search_logged_models(
         [run.info.experiment_id], f"source_run_id = '{run.info.run_id}'", max_results=1
     )
@@ -76,9 +76,9 @@ def _begun_model(run: Run) -> LoggedModel | None:
 def _complete_model(
     run: Run, begun: LoggedModel, model: nn.Module, archive: Mapping[str, Any]
 ) -> None:
-    """Log a begun model to its end.
+    """Complete a partly logged model.
 
-    MLflow's log_model would make it an output of its run, which it may be already, and fail.
+    MLflow's log_model would fail, because the model may already be an output of the run.
     """
     client, run_id, model_id = MlflowClient(), run.info.run_id, begun.model_id
     outputs = client.get_run(run_id).outputs
@@ -92,9 +92,9 @@ def _complete_model(
     client.finalize_logged_model(model_id, LoggedModelStatus.READY)
 
 
-# How far a loaded model's loss and accuracy may lie from those of its run. Another processor sums
-# in another order; a wrong or damaged model is off by far more.
-TOLERANCE = 1e-4
+# Allowed difference between a loaded model's loss or accuracy and the run's. Another processor sums
+# in a different order; a wrong or damaged model differs by far more.
+METRIC_TOLERANCE = 1e-4
 
 
 class RegistryError(FashionError):
@@ -105,7 +105,7 @@ def model_uri(run: Run) -> str:
     """Return the URI of the model that `run` logged.
 
     Raises:
-        RegistryError: it logged none.
+        RegistryError: the run logged no model.
     """
     outputs = run.outputs.model_outputs if run.outputs else []
     if not outputs:
@@ -120,42 +120,42 @@ def load(uri: str) -> nn.Module:
         uri: for example models:/fashion-mnist-cnn@champion, or models:/m-... for a run's model.
 
     Raises:
-        RegistryError: there is no such model, its files are missing or damaged, or it is pickled.
+        RegistryError: the model does not exist, is damaged or incomplete, or is pickled.
     """
     refuse_pickle = environment({MLFLOW_ALLOW_PICKLE_DESERIALIZATION.name: "false"})
     try:
         with _quiet(logging.getLogger("torch.export")), refuse_pickle:
             return mlflow.pytorch.load_model(uri)
-    except Exception as error:  # what a damaged file raises depends on the byte
+    except Exception as error:  # damaged files raise many types
         if MLFLOW_ALLOW_PICKLE_DESERIALIZATION.name in str(error):
             raise RegistryError(
-                f"{uri} cannot be loaded: it is damaged or pickled, and unpickling may run any code"
+                f"{uri} cannot be loaded: it is damaged or pickled, and unpickling can run any code"
             ) from error
         raise RegistryError(f"{uri} cannot be loaded: {_first_line(error)}") from error
 
 
 def rebuild(uri: str) -> nn.Module:
-    """Build a logged model anew in `fashion.models`, with the weights stored at `uri`.
+    """Build a logged model from its class in `fashion.models`, with the weights stored at `uri`.
 
-    What `load` returns is one traced graph, without the layers that it was made of.
+    `load` returns a traced graph, which does not have the original layers.
 
     Returns:
-        The model in evaluation mode, on the CPU; it gives the logits of the stored one.
+        The model in evaluation mode, on the CPU; it gives the same logits as the stored one.
 
     Raises:
-        RegistryError: there is no such model, no training run of this project logged it, or
-            `fashion.models` has changed since.
+        RegistryError: the model does not exist, was not logged by a training run of this project,
+            or its class in `fashion.models` has changed since.
     """
     stored = load(uri)
     try:
         run_id = mlflow.models.get_model_info(uri).run_id
         params = mlflow.get_run(run_id).data.params if run_id else {}
-        # The weights are the stored ones, whatever the training started from.
+        # The stored weights are loaded below, not those that training started from.
         architecture = replace(read(Architecture, params), pretrained="")
         model = catalogue.build(params["model"], 0, architecture).eval()
     except (MlflowException, KeyError, ValueError) as error:  # SettingError is a ValueError
         raise RegistryError(
-            f"{uri} was logged by no training run of a model in fashion/models"
+            f"{uri} was not logged by a training run of a model in fashion/models"
         ) from error
     changed = f"{params['model']} in fashion/models has changed since {uri} was logged"
     try:
@@ -165,21 +165,22 @@ def rebuild(uri: str) -> nn.Module:
     images = torch.rand(2, *IMAGE_SHAPE, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         rebuilt, expected = model(images), stored(images)
-    # A model whose training diverged answers NaN, and can be looked into all the same.
+    # Models that diverged give NaN, and can be explored too.
     if not torch.allclose(rebuilt, expected, rtol=1e-4, atol=1e-4, equal_nan=True):
-        raise RegistryError(f"{changed}: it gives other logits")
+        raise RegistryError(f"{changed}: it gives different logits")
     return model
 
 
 def verify(run: Run, model: nn.Module, dataset: FashionMNIST) -> Evaluation:
-    """Evaluate a stored model on the test set and return what was measured.
+    """Evaluate a stored model on the test set.
 
     Raises:
-        RegistryError: loss or accuracy differ from what the run logged by more than `TOLERANCE`.
+        RegistryError: loss or accuracy differ from what the run logged by more than
+            `METRIC_TOLERANCE`, or the model fails.
     """
     try:
         measured = evaluate(model, dataset.test)
-    except Exception as error:  # whatever a model raises that was made for other images
+    except Exception as error:  # a model for other images may raise anything
         raise RegistryError(
             f"the stored model of run {run.info.run_id} fails on the test set"
             f" ({_first_line(error)}): not registered"
@@ -187,8 +188,8 @@ def verify(run: Run, model: nn.Module, dataset: FashionMNIST) -> Evaluation:
     values = {"test_loss": measured.loss, "test_accuracy": measured.accuracy}
     for metric, value in values.items():
         logged = run.data.metrics.get(metric)
-        # Not "difference > tolerance", which a NaN would pass.
-        if logged is None or not abs(value - logged) <= TOLERANCE:
+        # Not "difference > tolerance", which is false for NaN.
+        if logged is None or not abs(value - logged) <= METRIC_TOLERANCE:
             raise RegistryError(
                 f"the stored model of run {run.info.run_id} gives {metric} {value:.6f}, but the"
                 f" run logged {'none' if logged is None else f'{logged:.6f}'}: not registered"
@@ -198,7 +199,7 @@ def verify(run: Run, model: nn.Module, dataset: FashionMNIST) -> Evaluation:
 
 @contextmanager
 def _quiet(logger: logging.Logger) -> Iterator[None]:
-    """Let nothing through: torch logs a traceback of an error before it raises it."""
+    """Silence a logger: torch logs a traceback before it raises the same error."""
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
     try:

@@ -1,10 +1,9 @@
-"""Query training runs into a pandas table, and show it."""
+"""Query training runs and return them as a pandas table."""
 
 import math
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,17 +13,18 @@ from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 
 from fashion.errors import FashionError
+from fashion.settings.comparison import Query
 from fashion.settings.experiment import LOGGED
 from fashion.settings.metrics import METRICS
 
-# Parameters become columns in the order they are declared in.
+# Columns of parameters are in the order of their declaration.
 PARAMS = [name for name in LOGGED if name != "model"]
 NUMBERS = [name for name in PARAMS if LOGGED[name].kind in (int, float)]
 NAMES = [name for name in PARAMS if name not in NUMBERS]
 SWITCHES = [name for name in PARAMS if LOGGED[name].kind is bool]
 ATTRIBUTES = ["run_name", "run_id", "status", "start_time"]
 COLUMNS = ["model", *METRICS, *PARAMS, *ATTRIBUTES]
-# Runs that share all of these are repetitions of one experiment.
+# Runs with equal values of all of these are repetitions of one experiment.
 GROUP_KEY = [name for name, option in LOGGED.items() if option.decides]
 ALL = "all"
 NEWEST_FIRST = ["attributes.start_time DESC"]
@@ -33,35 +33,14 @@ UNFINISHED = "attributes.status != 'FINISHED'"
 
 
 class CompareError(FashionError):
-    """The query makes no sense to the tracking store."""
-
-
-@dataclass(frozen=True)
-class Query:
-    """Which runs to compare.
-
-    Attributes:
-        experiments: names, or `ALL` alone; empty means the active experiment.
-        filter_string: MLflow's search syntax, for example "params.seed = '42'".
-        models: only these models; empty means all.
-        metric: one of `METRICS`, which orders the runs, best first.
-        top: at most so many runs (or groups).
-        latest_per_model: only the run of each model that started last.
-    """
-
-    experiments: Sequence[str] = ()
-    filter_string: str = ""
-    models: Sequence[str] = ()
-    metric: str = "val_accuracy"
-    top: int = 20
-    latest_per_model: bool = False
+    """The tracking store rejects the query."""
 
 
 def runs(query: Query) -> pd.DataFrame:
-    """Return the runs of `query` as `COLUMNS`: finished ones first, and of those the best first.
+    """Return the runs of `query` with `COLUMNS`: finished runs first, each part best first.
 
-    Runs that lack the metric come after their peers. The tracking store filters, orders and
-    limits.
+    Runs without the metric come last in their part. The tracking store does the filtering, sorting
+    and limiting.
 
     Raises:
         CompareError: an experiment does not exist, or the filter is not valid.
@@ -84,13 +63,13 @@ def runs(query: Query) -> pd.DataFrame:
 def groups(query: Query) -> pd.DataFrame:
     """Return mean and standard deviation over the seeds of each experiment, best first.
 
-    A group is the finished runs that share `GROUP_KEY`. Of several runs with one seed the latest
-    counts: a repetition of the same seed is no further evidence. The standard deviation is the
-    sample's (n - 1) and NaN for a single seed. Both are NaN where one seed lacks the metric, or
-    diverged: they would be those of the seeds that went well.
+    A group consists of the finished runs with equal `GROUP_KEY`. Of several runs with the same seed
+    only the latest counts, because repeating a seed adds no information. The standard deviation is
+    the sample's (n - 1), and NaN for a single seed. Both are NaN if a seed lacks the metric or
+    diverged; without that seed they would be too optimistic.
 
     Returns:
-        One row a group: `GROUP_KEY`, num_parameters, n, then METRIC_mean and METRIC_std for each
+        One row per group: `GROUP_KEY`, num_parameters, n, and METRIC_mean and METRIC_std for each
         of `METRICS`.
 
     Raises:
@@ -124,24 +103,24 @@ def _best_first(table: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def _experiment_ids(query: Query) -> list[str] | None:
-    """Return the ids of the experiments; [] stands for the active one and None for all of them."""
+    """Return the ids of the experiments: [] means the active one, None means all."""
     if list(query.experiments) == [ALL]:
         return None
     ids = []
     for name in query.experiments:
-        # MLflow's own search leaves out a name that it does not know.
+        # MLflow's search silently ignores unknown names.
         experiment = mlflow.get_experiment_by_name(name)
         if experiment is None or experiment.lifecycle_stage != LifecycleStage.ACTIVE:
-            raise CompareError(f"there is no experiment {name!r} in the tracking store")
+            raise CompareError(f"the tracking store has no experiment {name!r}")
         ids.append(experiment.experiment_id)
     return ids
 
 
 def _by_model(models: Sequence[str]) -> list[list[str]]:
-    """Return the conditions of one search for each model; no condition where all are wanted."""
+    """Return the search conditions for each model; one search without conditions for all models."""
     for model in models:
         if not re.fullmatch(r"[\w:.-]+", model):
-            raise CompareError(f"{model!r} is no model name")
+            raise CompareError(f"{model!r} is not a valid model name")
     return [[f"tags.model = '{model}'"] for model in dict.fromkeys(models)] or [[]]
 
 
@@ -152,7 +131,7 @@ def _latest_of_each_model(query: Query, experiments: list[str] | None) -> list[R
             for conditions in _by_model(query.models)
             for run in _search(query, experiments, conditions, NEWEST_FIRST, 1)
         ]
-    # The store cannot group: ask for the newest run of any model that has not been seen yet.
+    # The store cannot group: repeatedly ask for the newest run of a model not found yet.
     found: list[Run] = []
     others: list[str] = []
     while newest := _search(query, experiments, others, NEWEST_FIRST, 1):
@@ -168,7 +147,7 @@ def _search(
     order: list[str],
     limit: int = sys.maxsize,
 ) -> list[Run]:
-    """Return the training runs that fulfil `conditions` and the query's filter.
+    """Return the training runs that match `conditions` and the query's filter.
 
     Raises:
         CompareError: the filter is not valid.
@@ -201,8 +180,8 @@ def _table(found: Sequence[Run]) -> pd.DataFrame:
         for run in found
     ]
     table = pd.DataFrame(rows, columns=COLUMNS)
-    # MLflow stores parameters as text: "0.10" typed at the command line is the number 0.1. The
-    # conversion of dtypes keeps whole numbers whole where another run lacks the parameter.
+    # MLflow stores parameters as text: "0.10" typed at the command line is the number 0.1.
+    # convert_dtypes keeps integers even if another run lacks the parameter.
     table[NUMBERS] = table[NUMBERS].apply(pd.to_numeric, errors="coerce").convert_dtypes()
     table[NAMES] = table[NAMES].astype("string")
     table[SWITCHES] = table[SWITCHES].apply(lambda values: values.str.lower())

@@ -1,4 +1,4 @@
-"""Parameters, datasets, tables and figures logged to MLflow runs."""
+"""Log parameters, datasets, tables and figures to MLflow runs."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,12 +22,12 @@ PER_CLASS_ARTIFACT = "per_class.json"
 
 
 def log_spread(run_ids: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """Log mean and standard deviation of the runs' final metrics in the active run.
+    """Log mean and standard deviation of the runs' final metrics to the active run.
 
     The standard deviation is the sample's (n - 1).
 
     Returns:
-        (mean, standard deviation) by metric.
+        {metric: (mean, standard deviation)}.
     """
     finals = pd.DataFrame([mlflow.get_run(run_id).data.metrics for run_id in run_ids])
     spread = {str(name): (values.mean(), values.std()) for name, values in finals.items()}
@@ -49,9 +49,9 @@ def _active_or_new_run(name: str) -> Iterator[str]:
 
 
 def log_comparison(table: pd.DataFrame) -> str:
-    """Log a table of `compare.runs` or `compare.groups` and its figure; return the run's id.
+    """Log a table of `query.runs` or `query.groups` and its figure; return the run's id.
 
-    The run is the active one, else the one that `mlflow run` opened, else a new one.
+    Uses the active run, else the one that `mlflow run` created, else a new one.
     """
     printable = table.astype(dict.fromkeys(table.select_dtypes("datetimetz").columns, str))
     with _active_or_new_run("comparison") as run_id:
@@ -61,9 +61,9 @@ def log_comparison(table: pd.DataFrame) -> str:
 
 
 def log_exploration(table: str, drawn: Mapping[str, Figure]) -> str:
-    """Log what `explore` made, its figures by file name; return the run's id.
+    """Log the table and the figures (by file name) of `explore`; return the run's id.
 
-    The run is the one that `mlflow run` opened, else a new one.
+    Uses the active run, else the one that `mlflow run` created, else a new one.
     """
     with _active_or_new_run("explore") as run_id:
         mlflow.log_text(table, "layers.txt")
@@ -73,8 +73,8 @@ def log_exploration(table: str, drawn: Mapping[str, Figure]) -> str:
 
 
 def _log_params(run: Run, params: Mapping[str, Any]) -> None:
-    # `mlflow run` has logged the parameters of the entry point as they were typed. A parameter
-    # cannot be logged again in another spelling (1e-1 for 0.1): mlflow/mlflow#3536.
+    # `mlflow run` has already logged the entry point's parameters as typed. A parameter cannot be
+    # logged again with another spelling (1e-1 for 0.1): mlflow/mlflow#3536.
     mlflow.log_params({key: params[key] for key in params.keys() - run.data.params.keys()})
 
 
@@ -94,6 +94,6 @@ def _log_lineage(training: Subset, validation: Subset | None, test: Subset) -> N
 
 def _log_per_class(run: Run, subset: Subset, answers: Evaluation) -> None:
     logged = {file.path for file in MlflowClient().list_artifacts(run.info.run_id)}
-    if PER_CLASS_ARTIFACT not in logged:  # log_table would append to it
+    if PER_CLASS_ARTIFACT not in logged:  # log_table appends to an existing table
         table = tables.per_class(subset.labels, answers.logits.argmax(dim=1))
         mlflow.log_table(table, PER_CLASS_ARTIFACT)

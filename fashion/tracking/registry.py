@@ -1,4 +1,4 @@
-"""Register the best model and name its champion: the one module that knows MLflow's registry."""
+"""Register the best model in MLflow's registry and maintain its champion alias."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,30 +13,29 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_GIT_COMMIT
 
 from fashion.analysis import tables
 from fashion.data.dataset import FashionMNIST
+from fashion.settings.comparison import Query
 from fashion.settings.metrics import METRICS, SELECTING_METRICS
-from fashion.settings.task import HOMEPAGE, TRAIN_SIZE
+from fashion.settings.task import CHAMPION, HOMEPAGE, TRAIN_SIZE
 from fashion.tracking.models import RegistryError, load, model_uri, verify
-from fashion.tracking.query import Query, runs
+from fashion.tracking.query import runs
 from fashion.training.evaluation import Evaluation
 
-MODEL_NAME = "fashion-mnist-cnn"
-CHAMPION = "champion"
 PREVIOUS = "previous-champion"
 ROLLED_BACK = "rolled_back"
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What was done, or in a dry run would be done.
+class Registration:
+    """Result of a registration or rollback; of a dry run, what it would have been.
 
     Attributes:
-        name: the registered model.
-        run_id: the run whose model it is about.
-        version: the model's version; None where a dry run would create one.
+        name: name of the registered model.
+        run_id: the run that logged the model.
+        version: version of the model; None if a dry run would create it.
         created: whether the version is new.
-        champion: the version that the alias names now; None where a dry run would move it to the
-            version it would create.
-        reason: why the alias names that version, in one line.
+        champion: the version with the champion alias; None if it is the one that a dry run would
+            create.
+        reason: why that version is the champion, in one line.
     """
 
     name: str
@@ -56,21 +55,23 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Version:
-    """A version of the registered model; in a dry run also the one to be, whose number is empty."""
+    """A version of the registered model; number is empty for the one a dry run would create."""
 
     number: str
     tags: Mapping[str, str]
     description: str = ""
 
 
-def register(name: str, query: Query, dataset: FashionMNIST, *, dry_run: bool = False) -> Outcome:
-    """Register the best finished run that `query` finds; make it champion if it is the best.
+def register(
+    name: str, query: Query, dataset: FashionMNIST, *, dry_run: bool = False
+) -> Registration:
+    """Register the best finished run of `query`; make it champion if it is the best version.
 
-    Its model is first loaded back from the store and evaluated on the test set. The alias moves
-    only to a version that beats today's champion by `query.metric` on the same images.
+    The stored model is first loaded and evaluated on the test set. The alias moves only to a
+    version that beats the current champion by `query.metric` on the same images.
 
     Raises:
-        RegistryError: there is no such run, or its stored model does not give what the run logged.
+        RegistryError: no run matches, or its stored model does not reproduce the logged metrics.
     """
     _check_name(name)
     client = MlflowClient()
@@ -85,9 +86,11 @@ def register(name: str, query: Query, dataset: FashionMNIST, *, dry_run: bool = 
             candidates.append(_Version("", tags))
         best, reason = _choose(candidates, _by_alias(client, name, CHAMPION), query.metric)
         number = existing.number if existing else None
-        return Outcome(name, run.info.run_id, number, existing is None, best.number or None, reason)
+        return Registration(
+            name, run.info.run_id, number, existing is None, best.number or None, reason
+        )
     created = None if existing else _from_mlflow(mlflow.register_model(uri, name, tags=tags))
-    # Another process may have registered the same run meanwhile: its first version stays.
+    # Another process may have registered the same run meanwhile: the first version stays.
     version = _version_of(client, name, run)
     assert version is not None
     if created is not None and created.number != version.number:
@@ -97,11 +100,13 @@ def register(name: str, query: Query, dataset: FashionMNIST, *, dry_run: bool = 
         card = _model_card(run, dataset, evaluation, query.metric)
         client.update_model_version(name, version.number, description=card)
     champion, reason = promote(client, name, query.metric)
-    return Outcome(name, run.info.run_id, version.number, created is not None, champion, reason)
+    return Registration(
+        name, run.info.run_id, version.number, created is not None, champion, reason
+    )
 
 
 def best_run(query: Query) -> Run:
-    """Return the best finished run by `query.metric`.
+    """Return the best finished run of `query` by its metric.
 
     Raises:
         RegistryError: no finished run has logged the metric.
@@ -118,14 +123,14 @@ def best_run(query: Query) -> Run:
 
 
 def promote(client: MlflowClient, name: str, metric: str) -> tuple[str, str]:
-    """Point the alias at the best version; return that version and the reason, in one line.
+    """Set the champion alias to the best version; return its number and a one-line reason.
 
-    MLflow cannot compare and set an alias in one step. So the choice is repeated until it changes
-    nothing: of two registrations at once, the one that writes the alias last then reads all
-    versions once more, and leaves the better one.
+    MLflow has no atomic compare-and-set for aliases, so the selection is repeated until nothing
+    changes: of two concurrent registrations, the one that sets the alias last reads all versions
+    once more and ends with the better one.
 
     Raises:
-        RegistryError: no version was measured by `metric`.
+        RegistryError: no version has the metric.
     """
     moved_because = None
     while True:
@@ -139,8 +144,8 @@ def promote(client: MlflowClient, name: str, metric: str) -> tuple[str, str]:
         moved_because = reason
 
 
-def rollback(name: str) -> Outcome:
-    """Make the previous champion champion again, and bar today's from being chosen anew.
+def rollback(name: str) -> Registration:
+    """Restore the previous champion and exclude the current one from future selection.
 
     Raises:
         RegistryError: there is no previous champion.
@@ -148,35 +153,35 @@ def rollback(name: str) -> Outcome:
     _check_name(name)
     client = MlflowClient()
     champion, previous = (_by_alias(client, name, alias) for alias in (CHAMPION, PREVIOUS))
-    # They are one version where a registration or a rollback was cut off half way.
+    # They are the same version if a registration or a rollback was interrupted half way.
     if champion is None or previous is None or champion.number == previous.number:
-        raise RegistryError(f"{name} has no {PREVIOUS} to go back to")
+        raise RegistryError(f"{name} has no {PREVIOUS} to roll back to")
     client.set_model_version_tag(name, champion.number, ROLLED_BACK, "true")
     _set_alias(client, name, CHAMPION, previous.number)
     client.delete_registered_model_alias(name, PREVIOUS)
-    return Outcome(
+    return Registration(
         name=name,
         run_id=previous.tags.get("run_id", ""),
         version=previous.number,
         created=False,
         champion=previous.number,
-        reason=f"version {champion.number} was rolled back and will not be chosen again",
+        reason=f"version {champion.number} was rolled back and will not be selected again",
     )
 
 
 def _check_name(name: str) -> None:
-    # Quotes would end the name in a search; MLflow itself refuses the other characters.
+    # Quotes would end the name in a search filter; MLflow rejects the other characters itself.
     if not name.strip() or re.search(r"""['"/:]""", name):
-        raise RegistryError(f"{name!r} is no name for a registered model")
+        raise RegistryError(f"{name!r} is not a valid name for a registered model")
 
 
 def _from_mlflow(version: ModelVersion) -> _Version:
-    # A number is an int where MLflow reads a database, and a str where it asks a server.
+    # MLflow returns an int from a database and a str from a server.
     return _Version(str(version.version), version.tags, version.description or "")
 
 
 def _search(client: MlflowClient, condition: str) -> list[_Version]:
-    """Return the versions that fulfil `condition`, oldest first."""
+    """Return the versions that match `condition`, oldest first."""
     found = client.search_model_versions(condition)
     return [_from_mlflow(v) for v in sorted(found, key=lambda version: int(version.version))]
 
@@ -199,39 +204,39 @@ def _set_alias(client: MlflowClient, name: str, alias: str, number: str) -> None
     try:
         client.set_registered_model_alias(name, alias, number)
     except MlflowException:
-        # MLflow looks whether the alias exists before it adds it; when another process adds it in
-        # between, the database refuses ours. By now it exists and can be moved.
+        # MLflow checks whether the alias exists before it inserts it; if another process inserts it
+        # in between, the insert fails. Now it exists and can be updated.
         client.set_registered_model_alias(name, alias, number)
 
 
 def _candidates(client: MlflowClient, name: str) -> list[_Version]:
-    """Return the versions that may become champion, oldest first."""
+    """Return the versions that can become champion, oldest first."""
     return [v for v in _search(client, f"name = '{name}'") if ROLLED_BACK not in v.tags]
 
 
 def _choose(
     candidates: Sequence[_Version], champion: _Version | None, metric: str
 ) -> tuple[_Version, str]:
-    """Return the version that deserves the alias, and why. Ties go to the older one."""
+    """Return the version to make champion, and why. Ties go to the older one."""
     images = "test_digest" if metric.startswith("test_") else "validation_digest"
     measured = [c for c in candidates if metric in c.tags and images in c.tags]
 
-    def merit(version: _Version) -> float:
+    def score(version: _Version) -> float:
         value = float(version.tags[metric])
         return -value if METRICS[metric].lower_is_better else value
 
     if champion is None:
         if not measured:
-            raise RegistryError(f"no version has a {metric} to choose a {CHAMPION} by")
+            raise RegistryError(f"no version has a {metric} to select a {CHAMPION} by")
         peers = [c for c in measured if c.tags[images] == measured[-1].tags[images]]
-        return max(peers, key=merit), f"first {CHAMPION}"
+        return max(peers, key=score), f"first {CHAMPION}"
     peers = [c for c in measured if c.tags[images] == champion.tags.get(images)]
     if metric not in champion.tags or not peers:
         return champion, (
-            f"it cannot be compared: nothing else was measured by {metric} on its images"
+            f"it cannot be compared with other versions by {metric} on the same images"
         )
-    best = max(peers, key=merit)
-    if merit(best) <= merit(champion):
+    best = max(peers, key=score)
+    if score(best) <= score(champion):
         return champion, f"nothing beats its {metric} of {float(champion.tags[metric]):.4f}"
     return best, (
         f"its {metric} of {float(best.tags[metric]):.4f} beats version {champion.number}'s"
@@ -262,7 +267,7 @@ def _model_card(run: Run, dataset: FashionMNIST, evaluation: Evaluation, metric:
         if metric.startswith("test_")
         else "on validation data"
     )
-    # The UI breaks a line wherever the text does: a paragraph is one line.
+    # The UI keeps line breaks within a paragraph, so each paragraph is one line.
     paragraphs = [
         f"### {params['model']} for Fashion-MNIST",
         f"**Data.** [Fashion-MNIST]({HOMEPAGE}), {TRAIN_SIZE - int(params['val_size']):,} training"
@@ -271,15 +276,15 @@ def _model_card(run: Run, dataset: FashionMNIST, evaluation: Evaluation, metric:
         f"**Recipe.** {params['epochs']} epochs of {params['optimizer']}, lr {params['lr']}, batch"
         f" {params['batch_size']}, seed {params['seed']}, {params['hidden_units']} hidden units,"
         f" {int(params['num_parameters']):,} parameters. Run `{run.info.run_id}`.",
-        f"**Metrics.** Selected by {metric}, {selection}. The test set was read once by the run and"
-        " once more here, to check that the stored model gives what the run logged.",
+        f"**Metrics.** Selected by {metric}, {selection}. The test set was evaluated once by the"
+        " run and once at registration, to verify the stored model.",
         f"| metric | value |\n| --- | --- |\n{measured}",
         f"**Most confused on the test set.**\n\n{confused}",
         "**Input and output.** float32 images of shape (N, 1, 28, 28) in [0, 1], light on black;"
         " logits of shape (N, 10).",
         "**Intended use.** Teaching, and comparing methods on this benchmark.",
-        "**Limits.** It knows ten classes of centred catalogue pictures of 28x28 pixels and answers"
-        " with one of them whatever it is shown; photographs need the conversion that `predict`"
-        " does, and lose accuracy.",
+        "**Limits.** It predicts one of ten classes for any input, and was trained on centred"
+        " catalogue pictures of 28x28 pixels; photographs need the conversion that `predict`"
+        " does, and accuracy on them is lower.",
     ]
     return "\n\n".join(paragraphs) + "\n"

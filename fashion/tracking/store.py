@@ -25,24 +25,25 @@ START_IT = "start it, or set MLFLOW_TRACKING_URI"
 
 
 def connect() -> None:
-    """Check that the tracking store answers, so that nothing is trained in vain.
+    """Check that the tracking store is reachable before anything is trained.
 
     A database that does not exist yet is created.
 
     Raises:
-        TrackingError: it does not answer, or refuses.
+        TrackingError: the store is unreachable, or denies access.
     """
-    _take_credentials_out_of_the_uri()
-    _defer_interruptions_of_transactions()
-    # Tables that are half made cannot be used, nor made.
+    _move_credentials_to_environment()
+    _defer_interrupts_in_transactions()
+    # An interrupt here would leave a half-created schema that MLflow can neither use nor complete.
     with refusals(START_IT), _first_use(mlflow.get_tracking_uri()), single_attempt(), deferred():
         mlflow.search_experiments(max_results=1)
 
 
-def _defer_interruptions_of_transactions() -> None:
-    """Let no interruption cut a transaction off.
+def _defer_interrupts_in_transactions() -> None:
+    """Defer interrupts while a database transaction is open.
 
-    Left open it would lock SQLite's file, and this process could not say how its run ended.
+    An interrupted transaction would leave SQLite's file locked, and the status of the run could not
+    be written.
     """
     if not mlflow.get_tracking_uri().startswith(("http:", "https:")):
         from sqlalchemy import event
@@ -58,10 +59,10 @@ def _defer_interruptions_of_transactions() -> None:
 
 @contextmanager
 def _first_use(uri: str) -> Iterator[None]:
-    """Let one process at a time in: two that make the tables of one database at once both fail."""
+    """Serialise schema creation: of two processes that create it at the same time both fail."""
     locks = state_dir() / "locks"
     lock = FileLock(locks / f"{hashlib.sha256(uri.encode()).hexdigest()[:16]}.lock")
-    # Who may write nothing here may still read the store.
+    # Without a writable state folder the store may still be readable.
     with suppress(OSError):
         locks.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -73,10 +74,14 @@ def _first_use(uri: str) -> Iterator[None]:
 
 @contextmanager
 def refusals(remedy: str) -> Iterator[None]:
-    """Turn whatever the tracking store raises in the block into a TrackingError of one line."""
+    """Turn any exception of the tracking store into a one-line TrackingError.
+
+    Args:
+        remedy: what the user can do about it, appended to the message.
+    """
     try:
         yield
-    except Exception as error:  # every store raises errors of its own: requests', SQLAlchemy's, ...
+    except Exception as error:  # each store has its own: those of requests, SQLAlchemy, ...
         raise _refusal(error, remedy) from error
 
 
@@ -84,15 +89,15 @@ def _refusal(error: Exception, remedy: str) -> TrackingError:
     store = without_credentials(mlflow.get_tracking_uri())
     if "error code 401" in str(error):
         return TrackingError(
-            f"the tracking server {store} does not know you: set MLFLOW_TRACKING_USERNAME and"
-            " MLFLOW_TRACKING_PASSWORD"
+            f"authentication failed at the tracking server {store}: set MLFLOW_TRACKING_USERNAME"
+            " and MLFLOW_TRACKING_PASSWORD"
         )
     return TrackingError(f"the tracking store {store} cannot be used ({reason(error)}): {remedy}")
 
 
 @contextmanager
 def single_attempt() -> Iterator[None]:
-    """Make MLflow's HTTP client answer at once instead of retrying for minutes."""
+    """Make MLflow's HTTP client fail immediately instead of retrying for minutes."""
     with environment(
         {MLFLOW_HTTP_REQUEST_MAX_RETRIES.name: "0", MLFLOW_HTTP_REQUEST_TIMEOUT.name: "10"}
     ):
@@ -101,7 +106,7 @@ def single_attempt() -> Iterator[None]:
 
 @contextmanager
 def environment(settings: Mapping[str, str]) -> Iterator[None]:
-    """Set variables of the environment, by which MLflow takes its settings."""
+    """Set environment variables, which MLflow reads its configuration from, for the block."""
     saved = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     try:
@@ -115,13 +120,13 @@ def environment(settings: Mapping[str, str]) -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """Return an error in one line, without credentials."""
+    """Return the first line of an error message, without credentials, in at most 160 characters."""
     line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
     return without_credentials(line)[:160]
 
 
-def _take_credentials_out_of_the_uri() -> None:
-    """Hand a server's name and password to MLflow where it shows them to nobody."""
+def _move_credentials_to_environment() -> None:
+    """Move user name and password from the URI, which MLflow prints, to environment variables."""
     uri = urlsplit(mlflow.get_tracking_uri())
     if uri.scheme not in ("http", "https") or uri.username is None:
         return
@@ -133,5 +138,5 @@ def _take_credentials_out_of_the_uri() -> None:
 
 
 def without_credentials(text: str) -> str:
-    """Replace the name and password in each URL."""
+    """Replace user name and password in each URL by asterisks."""
     return re.sub(r"://[^/@\s]+@", "://***@", text)

@@ -1,4 +1,4 @@
-"""Train models as MLflow runs, and go on with runs that were stopped."""
+"""Train models as MLflow runs, and resume interrupted runs."""
 
 import logging
 import math
@@ -25,9 +25,9 @@ from fashion.tracking.records import _log_lineage, _log_params, _log_per_class
 from fashion.training import distributed, evaluation, loop
 from fashion.training.build import build
 
-# The tag that tells a training run, and of which model, from the other runs of an experiment.
+# Tag with the model's name; it marks the training runs among the runs of an experiment.
 MODEL_TAG = "model"
-REPLAY = "the trained model is kept; log it by mlflow run . -e replay"
+REPLAY = "the trained model is saved; log it with mlflow run . -e replay"
 
 logger = logging.getLogger(__name__)
 
@@ -39,24 +39,24 @@ def train(
     nested: bool = False,
     system_metrics: bool = False,
 ) -> str:
-    """Train one model and log everything about it as one MLflow run.
+    """Train one model and log it as one MLflow run.
 
-    Of several processes the first calls this, the others `train_as_worker`. A checkpoint is
-    written after each epoch, for `resume`. When the tracking store goes away training goes on,
-    and what there is to log waits for it.
+    With several processes, rank 0 calls this and the others call `train_as_worker`. A checkpoint
+    is written after each epoch, for `resume`. If the tracking store becomes unreachable, training
+    continues and the missing metrics are logged later.
 
     Args:
         experiment: what to train.
         dataset: the verified dataset.
         nested: make the run a child of the active one.
-        system_metrics: sample CPU, memory and network while the run lasts.
+        system_metrics: sample CPU, memory and network use during the run.
 
     Returns:
         The id of the finished run.
 
     Raises:
-        TrackingError: the tracking store refuses, at the start or, for as long as MLflow tries, at
-            the end; the trained model is kept for `replay` then.
+        TrackingError: the tracking store cannot be used at the start, or at the end after all of
+            MLflow's retries; the trained model is then saved for `replay`.
         FileError: a checkpoint cannot be written.
     """
     digest = dataset.split(experiment.val_size)[0].digest
@@ -77,10 +77,10 @@ def train(
 def train_seeds(
     repetitions: Sequence[Experiment], dataset: FashionMNIST, system_metrics: bool = False
 ) -> tuple[str, dict[str, tuple[float, float]]]:
-    """Train experiments that differ in their seed, as children of one run.
+    """Train experiments that differ only in their seed, as children of one run.
 
     Returns:
-        The id of the parent, and (mean, standard deviation) by metric, which it logs.
+        The id of the parent run, and {metric: (mean, standard deviation)}, as logged to it.
 
     Raises:
         TrackingError, FileError: as for `train`.
@@ -95,7 +95,7 @@ def train_seeds(
 
 
 def train_as_worker(dataset: FashionMNIST) -> None:
-    """Train what the first process does by `train` or `resume`: no MLflow run, no output."""
+    """Take part in rank 0's `train` or `resume`, without an MLflow run and without output."""
     record = distributed.share(None)
     experiment = _experiment(record)
     training, validation = dataset.split(experiment.val_size)
@@ -111,29 +111,31 @@ def resume(
     *,
     system_metrics: bool = False,
 ) -> str:
-    """Go on with a run from its last checkpoint, so that it ends as if it had never stopped.
+    """Resume a run from its last checkpoint; it ends as if it had never been interrupted.
 
     Args:
-        run_id: its id, or "latest" for the one that this machine was at last.
+        run_id: id of the run, or "latest" for the last one on this machine.
         dataset: the verified dataset.
-        given: settings that must be the run's own.
-        system_metrics: sample CPU, memory and network while the run lasts.
+        given: settings that must equal those of the run.
+        system_metrics: sample CPU, memory and network use during the run.
 
     Returns:
         The id of the finished run.
 
     Raises:
-        CheckpointError: there is nothing of it here, another process is at it, or the settings, the
-            machine or torch are others than those it was started with.
+        CheckpointError: the run has no checkpoint here, is in use by another process, or was
+            started with other settings, another torch or on another kind of machine.
         TrackingError, FileError: as for `train`.
     """
     with store.refusals(store.START_IT), store.single_attempt():
         if run_id == "latest":
-            kept = filter(checkpoint.exists, checkpoint.unfinished())
-            run_id = next(filter(runs.present, kept), run_id)
+            candidates = filter(checkpoint.exists, checkpoint.unfinished())
+            run_id = next(filter(runs.present, candidates), run_id)
         known = run_id != "latest" and runs.present(run_id)
     if not known:
-        raise CheckpointError(f"this machine has no unfinished run of this store: {run_id}")
+        raise CheckpointError(
+            f"this machine has no unfinished run of this tracking store: {run_id}"
+        )
     with checkpoint.held(run_id):
         record = checkpoint.load(run_id)
         experiment = _experiment(record)
@@ -142,7 +144,7 @@ def resume(
         if not record["trained"]:
             _refuse_changes(run_id, record["params"], params)
         with runs.running(run_id, system_metrics=system_metrics) as run:
-            runs.adopt(run_id)
+            runs.nest_launcher_run(run_id)
             _complete(run, record, experiment, model, dataset)
     return run_id
 
@@ -151,7 +153,7 @@ def replay(dataset: FashionMNIST) -> Iterator[tuple[str, str]]:
     """Log the runs that were trained but could not be logged; yield each run's id and outcome.
 
     Raises:
-        TrackingError: the tracking store still refuses.
+        TrackingError: the tracking store still cannot be used.
     """
     for run_id in filter(checkpoint.exists, checkpoint.unfinished()):
         try:
@@ -160,7 +162,7 @@ def replay(dataset: FashionMNIST) -> Iterator[tuple[str, str]]:
             if not known:
                 outcome = "not in this tracking store"
             elif not checkpoint.load(run_id)["trained"]:
-                outcome = f"not trained to the end: go on with -e train -P resume={run_id}"
+                outcome = f"training unfinished; continue with -e train -P resume={run_id}"
             else:
                 resume(run_id, dataset)
                 outcome = "logged"
@@ -170,26 +172,28 @@ def replay(dataset: FashionMNIST) -> Iterator[tuple[str, str]]:
 
 
 def _experiment(record: Mapping[str, Any]) -> Experiment:
-    """Return the experiment that a checkpoint was made for.
+    """Return the experiment that a checkpoint belongs to.
 
     Raises:
-        CheckpointError: another version of this project made it.
+        CheckpointError: another version of this project wrote it.
     """
     try:
         return Experiment.from_options(record["experiment"])
     except SettingError as error:
-        raise CheckpointError(f"another version of this project began the run ({error})") from error
+        raise CheckpointError(
+            f"the run was started with another version of this project ({error})"
+        ) from error
 
 
 def _refuse_changes(run_id: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     changes = [
         f"{name} was {before.get(name)}, is {value}"
         for name, value in now.items()
-        # Another patch of Python computes the same.
+        # The Python version does not change the results.
         if before.get(name) != value and name != "python_version"
     ]
     if changes:
-        raise CheckpointError(f"run {run_id} cannot go on with changes: {'; '.join(changes)}")
+        raise CheckpointError(f"run {run_id} cannot be resumed with changes: {'; '.join(changes)}")
 
 
 def _complete(
@@ -199,7 +203,7 @@ def _complete(
     model: nn.Module,
     dataset: FashionMNIST,
 ) -> None:
-    """Do what is left of a run. What has been logged already does not change when it is again."""
+    """Do the remaining work of a run. Logging anything a second time changes nothing."""
     recipe = experiment.recipe
     training, validation = dataset.split(experiment.val_size)
     with store.refusals(store.START_IT):
@@ -209,17 +213,17 @@ def _complete(
     try:
         logged = _fit(run, record, model, training, validation, recipe)
     except KeyboardInterrupt:
-        print(f"Stopped: go on by -P resume={run.info.run_id}", file=sys.stderr)
+        print(f"Interrupted; continue with -P resume={run.info.run_id}", file=sys.stderr)
         raise
 
     epochs = record["epochs"]
     history = pd.DataFrame([epoch["metrics"] for epoch in epochs], range(1, len(epochs) + 1))
-    kept = history.index[-1]
+    # The epoch whose weights the model has now.
+    final_epoch = history.index[-1]
     if recipe.patience:
-        kept = history["val_loss"].fillna(math.inf).idxmin()
+        final_epoch = history["val_loss"].fillna(math.inf).idxmin()
     train_seconds = sum(epoch["seconds"] for epoch in epochs)
-    # The test is of what is stored: the model on the CPU with PyTorch's kernels, where the rounding
-    # of a GPU's or of our own is gone.
+    # Test the model as it will be loaded: on the CPU, with PyTorch's kernels.
     model.to("cpu")
     test = evaluation.evaluate(model, dataset.test)
     print(f"test loss {test.loss:.4f}, accuracy {test.accuracy:.2%}", flush=True)
@@ -232,10 +236,10 @@ def _complete(
         "images_per_second": len(training) * len(epochs) / train_seconds,
     }
     extra = _tta(model, validation, dataset.test) if experiment.tta else {}
-    metrics = epochs[kept - 1]["metrics"]
+    metrics = epochs[final_epoch - 1]["metrics"]
     if recipe.patience:
-        # What a run says of itself is what it logged last: that of the weights it kept.
-        extra |= {**metrics, "best_epoch": kept}
+        # MLflow shows the value that was logged last: it must belong to the restored weights.
+        extra |= {**metrics, "best_epoch": final_epoch}
     at = {"step": history.index[-1], "timestamp": epochs[-1]["timestamp"] + 1}
     with tempfile.TemporaryDirectory() as folder:
         pairs = summary.write_files(
@@ -267,28 +271,28 @@ def _fit(
     validation: Subset | None,
     recipe: Recipe,
 ) -> int:
-    """Train from where `record` is to the end, keeping and logging each epoch.
+    """Train from the checkpoint `record` to the end, saving and logging each epoch.
 
     Returns:
-        How many epochs the tracking store has taken.
+        The number of epochs that were logged successfully.
     """
     epochs, logged = record["epochs"], 0
     if epochs:
-        print(f"Going on with run {run.info.run_id} after epoch {len(epochs)}", flush=True)
+        print(f"Resuming run {run.info.run_id} after epoch {len(epochs)}", flush=True)
     distributed.share({key: record[key] for key in ("experiment", "state")})
     for epoch in loop.train(model, training, recipe, validation, record["state"]):
         epochs.append(epoch.summary())
         record["state"] = epoch.state
-        # First kept, then logged: what has been logged will not be trained again.
+        # Save before logging, so that no logged epoch is trained a second time.
         checkpoint.save(run.info.run_id, record)
         line = summary.progress(epoch.number, recipe.epochs, epoch.metrics, epoch.seconds)
         print(line, flush=True)
         try:
             with store.single_attempt():
                 logged = _log_epochs(epochs, logged)
-        except Exception as error:  # as in runs.refusals
+        except Exception as error:  # as in store.refusals
             logger.warning(
-                "The tracking store does not answer (%s): training goes on, %d epochs wait for it",
+                "Cannot log to the tracking store (%s): training continues, %d epochs not logged",
                 store.reason(error),
                 len(epochs) - logged,
             )
@@ -298,9 +302,9 @@ def _fit(
 
 
 def _log_epochs(epochs: Sequence[Mapping[str, Any]], logged: int) -> int:
-    """Log the metrics of all epochs but the first `logged` ones; return how many epochs there are.
+    """Log the metrics of all epochs after the first `logged`; return the number of epochs.
 
-    A metric that the store has with the same time is not stored twice.
+    MLflow stores a metric only once for the same step, value and timestamp.
     """
     for number, epoch in enumerate(epochs[logged:], logged + 1):
         mlflow.log_metrics(epoch["metrics"], step=number, timestamp=epoch["timestamp"])

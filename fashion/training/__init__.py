@@ -1,1 +1,1 @@
-"""Train and evaluate a model. Knows nothing of MLflow."""
+"""Train and evaluate models, independently of MLflow."""

@@ -1,6 +1,6 @@
-"""Augmentation of whole batches where they are, each image with draws of its own.
+"""Augment whole batches on their device, with independent random numbers for each image.
 
-torchvision's transforms draw once for a batch; they serve one image at a time.
+torchvision's transforms would use the same random numbers for all images of a batch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,22 +12,22 @@ from torch.nn import functional as F
 
 from fashion.settings.task import CLASSES
 
-# Pixels by which a shifted image moves at most, either way.
+# Maximum shift in pixels, in each direction.
 SHIFT = 2
-# Of random erasing, as in its paper's section 5.1: how often, which share of the image, how flat.
+# Probability, share of the image's area and aspect ratio, as in section 5.1 of the paper.
 ERASE_PROBABILITY = 0.5
 ERASE_AREA = (0.02, 0.33)
 ERASE_ASPECT = (0.3, 3.3)
 
 
 def flip(images: Tensor, generator: Generator) -> Tensor:
-    """Mirror half of the images, left to right."""
+    """Flip each image horizontally with probability 0.5."""
     mirrored = torch.rand(len(images), generator=generator) < 0.5
     return torch.where(mirrored.to(images.device).view(-1, 1, 1, 1), images.flip(-1), images)
 
 
 def shift(images: Tensor, generator: Generator) -> Tensor:
-    """Move each image by up to `SHIFT` pixels each way; black comes in at the edge."""
+    """Shift each image by up to `SHIFT` pixels in each direction, padding with black."""
     count, _, height, width = images.shape
     padded = F.pad(images, (SHIFT, SHIFT, SHIFT, SHIFT))
     starts = torch.randint(0, 2 * SHIFT + 1, (2, count, 1), generator=generator)
@@ -38,7 +38,7 @@ def shift(images: Tensor, generator: Generator) -> Tensor:
 
 
 def erase(images: Tensor, generator: Generator) -> Tensor:
-    """Overwrite a random rectangle of half of the images with noise.
+    """Overwrite a random rectangle of each image with noise, with `ERASE_PROBABILITY`.
 
     Source: Zhong et al., "Random Erasing Data Augmentation" (arXiv:1708.04896).
     """
@@ -71,17 +71,14 @@ CHANGES: dict[str, Callable[[Tensor, Generator], Tensor]] = {
 
 
 class Augmentation:
-    """The augmentations called `names`, applied in this order.
-
-    What is drawn follows from `seed` and the batches before.
-    """
+    """Applies the augmentations `names` in order; `seed` makes it reproducible."""
 
     def __init__(self, names: Sequence[str], seed: int) -> None:
         self.names = names
         self.generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Take and return float32 images (B, 1, height, width) in [0, 1]."""
+        """Return augmented images; float32, shape (B, 1, height, width), in [0, 1]."""
         for name in self.names:
             images = CHANGES[name](images, self.generator)
         return images
@@ -94,12 +91,12 @@ class Augmentation:
 
 
 def make_mixup(alpha: float) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Return the function that mixes the images of a batch, and their classes likewise.
+    """Return a function that mixes images and targets within a batch.
 
-    It takes images (B, 1, height, width) and int64 targets (B,), and returns images and the shares
-    of the classes, float32 (B, 10). Shares are drawn from torch's global generator. At least half
-    of an image is its own, so that training accuracy still means something: that is where this
-    differs from torchvision's. With `alpha` 0 the function returns what it is given.
+    It takes images (B, 1, height, width) and int64 targets (B,), and returns mixed images and class
+    probabilities, float32 (B, 10). The weight is drawn from torch's global generator. Unlike in
+    torchvision, an image's own weight is at least half, so that training accuracy stays meaningful.
+    With `alpha` 0 the function returns its arguments.
 
     Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization" (arXiv:1710.09412).
     """

@@ -1,4 +1,4 @@
-"""Build what an experiment describes, on this machine."""
+"""Check an experiment against this machine, and build its model."""
 
 import platform
 from dataclasses import asdict
@@ -18,16 +18,16 @@ from fashion.training.kernels.compile import KernelError, library
 
 
 def check(experiment: Experiment) -> None:
-    """Find out whether this machine can train what is asked for, without building it.
+    """Check that this machine can train the experiment, without building the model.
 
     Raises:
-        SettingError: there is no such model, it lacks an option, there is no such file of weights,
-            or this machine lacks the device or a compiler for the kernels.
+        SettingError: the model is unknown or does not support an option, the file of weights is
+            missing, or this machine lacks the device or a compiler for the kernels.
     """
     catalogue.options_of(experiment.model, experiment.architecture)
     weights = experiment.architecture.pretrained
     if weights not in ("", "default") and not Path(weights).is_file():
-        raise SettingError(f"there is no file {weights}", "pretrained")
+        raise SettingError(f"{weights} is not a file", "pretrained")
     try:
         resolve_device(experiment.device)
     except DeviceError as error:
@@ -40,14 +40,14 @@ def check(experiment: Experiment) -> None:
 
 
 def build(experiment: Experiment, train_digest: str) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the untrained model, on the device it will be trained on, and the parameters to log.
+    """Return the untrained model, on its device, and the parameters to log.
 
     Args:
-        experiment: what is asked for.
-        train_digest: of the training images.
+        experiment: the experiment.
+        train_digest: digest of the training images.
 
     Raises:
-        DeviceError: this machine has no such device.
+        DeviceError: this machine does not have the device.
         KernelError, ModelError: as for `kernels.choose` and `catalogue.build`.
     """
     device = resolve_device(experiment.device)
@@ -61,23 +61,25 @@ def build(experiment: Experiment, train_digest: str) -> tuple[nn.Module, dict[st
         threads=torch.get_num_threads(),
         split_seed=SPLIT_SEED,
         train_digest=train_digest,
-        # A text: its own class of versions is none that a checkpoint may hold.
+        # As a string: checkpoints must not contain the class TorchVersion.
         torch_version=str(torch.__version__),
         python_version=platform.python_version(),
         num_parameters=catalogue.count_parameters(model),
     )
-    # Of the architecture's options only those that the model has.
-    had = catalogue.options_of(experiment.model, experiment.architecture)
-    lacked = asdict(experiment.architecture).keys() - had.keys()
-    options = {name: value for name, value in experiment.to_dict().items() if name not in lacked}
+    # Log only those options of the architecture that the model supports.
+    supported = catalogue.options_of(experiment.model, experiment.architecture)
+    unsupported = asdict(experiment.architecture).keys() - supported.keys()
+    options = {
+        name: value for name, value in experiment.to_dict().items() if name not in unsupported
+    }
     return model, options | asdict(conditions)
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device called `name`; "auto" is the first present of cuda, mps and cpu.
+    """Return the device called `name`; "auto" is the first available of cuda, mps and cpu.
 
     Raises:
-        DeviceError: this machine has no such device.
+        DeviceError: this machine does not have the device.
     """
     present = {
         "cuda": torch.cuda.is_available(),
@@ -93,17 +95,17 @@ def resolve_device(name: str) -> torch.device:
 
 
 def check_processes(nproc: int, experiment: Experiment) -> None:
-    """Refuse what `nproc` processes of this machine cannot share, before there are any.
+    """Check that `nproc` processes on this machine can train the experiment.
 
     Raises:
-        SettingError: says what.
+        SettingError: they cannot.
     """
     recipe = experiment.recipe
     if recipe.batch_size < nproc:
-        raise SettingError(f"{nproc} processes cannot share batches of {recipe.batch_size}")
+        raise SettingError(f"batch_size {recipe.batch_size} is less than nproc {nproc}")
     if recipe.kernels == "native":
-        raise SettingError("the native kernels train in one process: leave nproc out")
+        raise SettingError("the native kernels support one process only: omit nproc")
     if resolve_device(experiment.device).type == "cuda" and torch.cuda.device_count() < nproc:
         raise SettingError(
-            f"{nproc} processes need as many GPUs: this machine has {torch.cuda.device_count()}"
+            f"{nproc} processes need {nproc} GPUs, but this machine has {torch.cuda.device_count()}"
         )

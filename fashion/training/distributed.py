@@ -1,6 +1,6 @@
-"""Processes that train one model together: started by torchrun, or by `launch` as torchrun would.
+"""Data-parallel training in several processes, started by torchrun or by `launch`.
 
-What is asked of a single process costs no import of torch.distributed.
+torch.distributed is imported only if there are several processes.
 """
 
 import logging
@@ -20,27 +20,27 @@ class DistributedError(FashionError):
 
 
 def is_launched() -> bool:
-    """Tell whether torchrun started this process."""
+    """Return whether this process was started by torchrun or `launch`."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def world_size() -> int:
-    """Return how many processes train together."""
+    """Return the number of processes."""
     return int(os.environ["WORLD_SIZE"]) if is_launched() else 1
 
 
 def rank() -> int:
-    """Return which of them this is; the first, 0, alone evaluates, prints, and logs."""
+    """Return the rank of this process; only rank 0 evaluates, prints and logs."""
     return int(os.environ["RANK"]) if is_launched() else 0
 
 
 def launch(nproc: int, module: str, arguments: Sequence[str]) -> int:
-    """Run `python -m module arguments` in `nproc` processes of this machine.
+    """Run `python -m module arguments` in `nproc` processes on this machine.
 
-    They share its cores. What the first of them prints is shown, and signals reach all.
+    They share its cores. Only the output of rank 0 is shown; signals are passed on to all.
 
     Returns:
-        The exit code: 0, that of the first process that failed, or 128 + the signal's number.
+        The exit code: 0, that of the first failed process, or 128 + the signal number.
     """
     import sys
 
@@ -48,7 +48,7 @@ def launch(nproc: int, module: str, arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # The processes say themselves what is wrong. Each of these loggers has a level of its own.
+    # The processes print their errors themselves. Each of these loggers has its own level.
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -76,7 +76,7 @@ def launch(nproc: int, module: str, arguments: Sequence[str]) -> int:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Join the other processes, with NCCL where training is on GPUs, each on its own, else gloo."""
+    """Join the process group: with NCCL and one GPU per process on CUDA, else with gloo."""
     if not is_launched():
         yield
         return
@@ -86,7 +86,7 @@ def joined(device: torch.device) -> Iterator[None]:
         local_rank = int(os.environ["LOCAL_RANK"])
         if local_rank >= torch.cuda.device_count():
             raise DistributedError(
-                f"process {local_rank} has no GPU of its own: this machine has"
+                f"there is no GPU for process {local_rank}: this machine has only"
                 f" {torch.cuda.device_count()}"
             )
         torch.cuda.set_device(local_rank)
@@ -98,9 +98,9 @@ def joined(device: torch.device) -> Iterator[None]:
 
 
 def data_parallel(model: nn.Module) -> nn.Module:
-    """Return what computes as `model` and averages gradients over the processes.
+    """Wrap `model` so that gradients are averaged over the processes.
 
-    Buffers, such as the statistics of a batch normalisation, are those of the first process.
+    Buffers, such as batch normalisation statistics, are broadcast from rank 0.
     """
     from torch.nn.parallel import DistributedDataParallel
 
@@ -108,7 +108,7 @@ def data_parallel(model: nn.Module) -> nn.Module:
 
 
 def share(content: Any) -> Any:
-    """Return the first process's `content` in all of them."""
+    """Broadcast `content` from rank 0 to all processes."""
     if world_size() == 1:
         return content
     import torch.distributed as dist
@@ -119,7 +119,7 @@ def share(content: Any) -> Any:
 
 
 def gather(content: Any) -> list[Any]:
-    """Return the `content` of every process, in the order of their ranks."""
+    """Return the `content` of all processes, by rank."""
     if world_size() == 1:
         return [content]
     import torch.distributed as dist
@@ -130,7 +130,7 @@ def gather(content: Any) -> list[Any]:
 
 
 def total(values: Tensor) -> Tensor:
-    """Return the sum of all processes' `values`."""
+    """Return the sum of `values` over all processes."""
     if world_size() > 1:
         import torch.distributed as dist
 

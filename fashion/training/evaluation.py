@@ -1,4 +1,4 @@
-"""Measure a model on a subset."""
+"""Evaluate a model on a subset."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from fashion.data.dataset import Subset, to_float
 
-# Evaluation keeps no gradients, so its batches are as large as stays in a CPU's cache.
+# Activations of larger batches would not fit in a CPU's cache.
 EVAL_BATCH_SIZE = 100
 
 Forward = Callable[[Tensor], Tensor]
@@ -17,7 +17,7 @@ Forward = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's answers on a subset.
+    """A model's predictions on a subset.
 
     Attributes:
         loss: mean cross-entropy over the samples, in nats.
@@ -33,7 +33,7 @@ class Evaluation:
 def evaluate(
     model: nn.Module, data: Subset, forward: Forward | None = None, tta: bool = False
 ) -> Evaluation:
-    """Measure `model`, which is in evaluation mode, on `data`; see `predict`."""
+    """Evaluate `model`, in evaluation mode, on `data`; for the arguments see `predict`."""
     logits = predict(model, data.images, forward, tta)
     return Evaluation(
         loss=F.cross_entropy(logits, data.labels).item(),
@@ -49,10 +49,10 @@ def predict(
     """Return the logits (float32, shape (N, 10), on the CPU) of uint8 images (N, 1, 28, 28).
 
     Args:
-        model: in evaluation mode; it answers on the device it is on.
-        images: what to classify.
-        forward: computes what `model(images)` computes; by default that is the model itself.
-        tta: test-time augmentation: the mean of the logits of each image and of its mirror image.
+        model: in evaluation mode; the computation runs on its device.
+        images: images to classify.
+        forward: a faster equivalent of `model`, if any.
+        tta: test-time augmentation: average the logits of each image and its mirror image.
     """
     device = next(model.parameters()).device
     compute = forward or model

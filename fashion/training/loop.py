@@ -1,4 +1,4 @@
-"""Train and evaluate a classifier. Knows tensors and models; knows nothing of MLflow."""
+"""The training loop: works on tensors and models, independently of MLflow."""
 
 import math
 import time
@@ -18,23 +18,23 @@ from fashion.training import distributed
 from fashion.training.evaluation import Evaluation, evaluate
 from fashion.training.state import TrainingState
 
-# Training images are gathered at least this many at a time.
+# Minimum number of training images to gather at a time.
 GATHERED_IMAGES = 1024
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one pass over the training images gave.
+    """Results of one epoch.
 
     Attributes:
-        number: 1 for the first epoch.
-        loss: mean cross-entropy over the samples, each measured just before the step it took part
-            in, in nats.
-        accuracy: fraction of samples classified correctly, measured likewise.
-        seconds: wall time of the pass, the device synchronised before and after.
-        validation: what the model gave on the validation set after it, if there is one.
-        state: what `train` can continue from in another process: tensors, numbers, and lists and
-            dictionaries of them. Its tensors are those of the training: valid until it continues.
+        number: number of the epoch, from 1.
+        loss: mean cross-entropy over the training images in nats, each measured just before the
+            optimisation step that uses it.
+        accuracy: fraction of training images classified correctly, measured likewise.
+        seconds: wall time of the training pass, with the device synchronised.
+        validation: evaluation on the validation set after the epoch, if there is one.
+        state: state from which `train` can continue in another process: tensors, numbers, and
+            lists and dictionaries of them. Its tensors are not copies: valid until the next epoch.
     """
 
     number: int
@@ -46,14 +46,14 @@ class Epoch:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """What was measured, by the names it is logged under."""
+        """The metrics by the names under which they are logged."""
         measured = {"train_loss": self.loss, "train_accuracy": self.accuracy}
         if self.validation is not None:
             measured |= {"val_loss": self.validation.loss, "val_accuracy": self.validation.accuracy}
         return measured
 
     def summary(self) -> dict[str, Any]:
-        """Return what to remember of the epoch: metrics, seconds, and when, in ms since 1970."""
+        """Return metrics, seconds, and the time of the epoch's end in ms since 1970."""
         return {
             "metrics": self.metrics,
             "seconds": self.seconds,
@@ -68,25 +68,25 @@ def train(
     validation: Subset | None = None,
     state: Mapping[str, Any] | None = None,
 ) -> Iterator[Epoch]:
-    """Train `model` in place, yielding after each epoch.
+    """Train `model` in place on its device, yielding after each epoch.
 
-    At each yield and at the end the model is ready for evaluation: in evaluation mode, its weights
-    the averaged ones where the recipe averages them, and at the end the best where it stops early.
+    At each yield and at the end the model is in evaluation mode. Its weights are the averaged ones
+    if the recipe averages them, and at the end the best ones if it uses early stopping.
 
-    The model's device is where training happens. On a CPU and with PyTorch's kernels the lab's
-    recipe gives, bit for bit, what the lab's loop over a shuffled DataLoader gives.
+    On a CPU with PyTorch's kernels, the lab's recipe gives the same weights, bit for bit, as the
+    lab's loop over a shuffled DataLoader.
 
-    Processes that torchrun started train together: each takes its share of each batch, so that
-    they give what one gives, within rounding, where neither batch normalisation nor chance looks
-    at a share by itself. The first of them alone evaluates; what is measured counts there.
+    Under torchrun, each process trains on its share of each batch. The result equals that of a
+    single process within rounding, except for batch normalisation and random operations, which see
+    only one share. Only rank 0 evaluates.
 
     Args:
         model: maps float32 images (N, 1, 28, 28) to logits (N, 10).
         data: the training images.
         recipe: how to train.
-        validation: what to evaluate after each epoch; early stopping needs it.
-        state: of an earlier epoch, to continue from: on a CPU the rest gives the same bits as it
-            would have without a break.
+        validation: images to evaluate after each epoch; required for early stopping.
+        state: state of an earlier epoch to continue from; on a CPU the result equals that of an
+            uninterrupted training, bit for bit.
 
     Raises:
         KernelError: as for `kernels.choose`.
@@ -97,7 +97,7 @@ def train(
     training = TrainingState(model, recipe, steps_per_epoch)
     if state is not None:
         training.load_state_dict(state)
-    # The orders before are drawn once more: those after follow from them.
+    # Skip the orders of earlier epochs, which advances the random generator.
     orders = islice(shuffled_orders(len(data), recipe.seed), training.epoch, None)
 
     while not training.is_over():
@@ -108,15 +108,15 @@ def train(
         order, batch_size = _share(order, recipe.batch_size)
         targets = labels[order]
         batches = zip(_batches(images, order, batch_size), targets.split(batch_size), strict=True)
-        # disable=None: no bar where the output is not a terminal.
+        # disable=None: no progress bar unless the output is a terminal.
         progress = tqdm(
             batches, f"epoch {number}/{recipe.epochs}", steps_per_epoch, leave=False, disable=None
         )
-        # What a model draws itself, for dropout, follows from the seed too.
+        # Seed the random numbers of dropout and mixup.
         with torch.random.fork_rng():
             torch.manual_seed((distributed.rank() << 48) + (recipe.seed << 16) + number)
             logits = training.steps.run(progress)
-        # Measured once an epoch: reading a loss after each step would make the host wait for it.
+        # Once per epoch: reading the loss after each step would synchronise the device each time.
         loss, accuracy = _measure(logits, targets)
         seconds = _clock(device) - start
         training.end_epoch()
@@ -125,7 +125,7 @@ def train(
         if validation is not None:
             if distributed.rank() == 0:
                 measured = evaluate(model, validation, training.steps.kernels.forward)
-            # One answer for all: processes that disagreed on when to stop would wait for ever.
+            # All processes must agree on when to stop, or they would deadlock.
             val_loss = distributed.share(measured and measured.loss)
             training.stopping.observe(number, val_loss, model)
         yield Epoch(number, loss, accuracy, seconds, measured, training.state_dict())
@@ -133,10 +133,10 @@ def train(
 
 
 def _share(order: Tensor, batch_size: int) -> tuple[Tensor, int]:
-    """Return this process's rows of each batch, and how many those are of a whole batch.
+    """Return this process's share of each batch in `order`, and the share's batch size.
 
-    Every share has as many rows as any other, or one less, and never none: of a last batch with
-    less rows than processes, some rows go to several.
+    Shares differ by at most one row and are never empty: if the last batch has fewer rows than
+    there are processes, some rows are used by several.
     """
     workers, rank = distributed.world_size(), distributed.rank()
     if workers == 1:
@@ -160,18 +160,18 @@ def _measure(logits: Tensor, targets: Tensor) -> tuple[float, float]:
 def _batches(images: Tensor, order: Tensor, batch_size: int) -> Iterator[Tensor]:
     """Yield uint8 images in `order` as float32 batches.
 
-    Many batches are gathered and scaled at once, few enough to stay in a CPU's cache.
+    Several batches are gathered and scaled at once, but not more than fit in a CPU's cache.
     """
     for rows in order.split(math.ceil(GATHERED_IMAGES / batch_size) * batch_size):
         yield from to_float(images.index_select(0, rows)).split(batch_size)
 
 
 def shuffled_orders(size: int, seed: int) -> Iterator[Tensor]:
-    """Yield, epoch after epoch, the order in which the lab visits `size` samples (int64).
+    """Yield for each epoch the order in which the lab visits `size` samples (int64).
 
-    The lab seeds torch's global generator, then draws from it through two DataLoaders: each pass
-    over the shuffled training loader draws a base seed for worker processes (which it has none of)
-    and a seed for the permutation; each evaluation pass, one an epoch, draws a base seed too.
+    The lab seeds torch's global generator, from which two DataLoaders draw: each pass over the
+    shuffled training loader draws a base seed for worker processes (unused) and a seed for the
+    permutation; the evaluation pass after each epoch draws a base seed too.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -185,7 +185,7 @@ def shuffled_orders(size: int, seed: int) -> Iterator[Tensor]:
 
 
 def _clock(device: torch.device) -> float:
-    """Return the time in seconds once the device has finished what it was given."""
+    """Return the time in seconds, after the device has finished its queued work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     return time.perf_counter()

@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules by name, from torch.optim."""
+"""Build optimisers and learning-rate schedules by name, from torch.optim."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,12 +19,11 @@ from fashion.settings.experiment import Recipe
 
 
 def make_optimizers(model: nn.Module, recipe: Recipe) -> list[Optimizer]:
-    """Return what trains the model's parameters, each of them once.
+    """Return the optimisers of the model's parameters, with the schedule's maximum learning rate.
 
-    The learning rate is the schedule's greatest. "muon" (Jordan, https://kellerjordan.github.io/
-    posts/muon) is for the matrices and filters of hidden layers; the first layer, the last one,
-    biases and norms are AdamW's. Its steps are as long as AdamW's (Liu et al., arXiv:2502.16982),
-    so that one learning rate serves both.
+    "muon" (Jordan, https://kellerjordan.github.io/posts/muon) updates the matrices and filters of
+    hidden layers; AdamW updates the first and last layer, biases and norms. Muon's updates are
+    scaled to the size of AdamW's (Liu et al., arXiv:2502.16982), so that both use the same rate.
     """
     parameters = list(model.parameters())
     if recipe.optimizer == "sgd":
@@ -49,9 +48,9 @@ def make_optimizers(model: nn.Module, recipe: Recipe) -> list[Optimizer]:
 
 
 class Float32Muon(Muon):
-    """torch's Muon, which orthogonalises in bfloat16, in the parameters' own precision.
+    """torch's Muon, but orthogonalising in the parameters' precision instead of bfloat16.
 
-    On a CPU without instructions for bfloat16 that takes a tenth of the time.
+    On a CPU without bfloat16 instructions this takes a tenth of the time.
     """
 
     @torch.no_grad()
@@ -79,7 +78,7 @@ class Float32Muon(Muon):
 
 
 def _orthogonalized(matrix: Tensor, group: dict[str, Any]) -> Tensor:
-    """Bring all singular values near 1, by the Newton-Schulz iteration of torch's Muon."""
+    """Set all singular values close to 1, by the Newton-Schulz iteration of torch's Muon."""
     tall = len(matrix) > matrix.shape[1]
     x = matrix.T if tall else matrix
     x = x / x.norm().clamp(min=group["eps"])
@@ -91,7 +90,7 @@ def _orthogonalized(matrix: Tensor, group: dict[str, Any]) -> Tensor:
 
 
 def _muon(weights: list[Tensor], recipe: Recipe) -> Muon:
-    """Return Muon, which takes matrices, for filters too: a row for each."""
+    """Return a Muon that sees filters as matrices, with one row per output channel."""
     rows = [nn.Parameter(_rows(weight.detach(), weight)) for weight in weights]
     muon = Float32Muon(
         rows, lr=recipe.lr, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
@@ -106,15 +105,15 @@ def _muon(weights: list[Tensor], recipe: Recipe) -> Muon:
 
 
 def _rows(tensor: Tensor, weight: Tensor) -> Tensor:
-    """Return a row for each output, its values in the order that `weight` has in memory."""
+    """Return one row per output, with values in the memory order of `weight`."""
     return (tensor if weight.is_contiguous() else tensor.permute(0, 2, 3, 1)).flatten(1)
 
 
 def make_schedule(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) -> LRScheduler:
-    """Return the schedule that `recipe` names, to be stepped after each step of training.
+    """Return the schedule of `recipe`, to be stepped after each optimisation step.
 
-    After a linear warm-up of `recipe.warmup_epochs` the rate stays, or falls to zero along half a
-    cosine. "one-cycle" (Smith and Topin, arXiv:1708.07120) warms up along a cosine itself.
+    After a linear warm-up of `recipe.warmup_epochs` the rate is constant or decays to zero along
+    half a cosine. "one-cycle" (Smith and Topin, arXiv:1708.07120) uses a cosine warm-up instead.
     """
     total = recipe.epochs * steps_per_epoch
     warmup = round(recipe.warmup_epochs * steps_per_epoch)

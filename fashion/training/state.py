@@ -1,4 +1,4 @@
-"""What training can continue from: each part saves and loads itself."""
+"""The state of a training: each part can be saved to and loaded from a state dict."""
 
 import math
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from fashion.training.steps import Steps
 
 
 class WeightAverage:
-    """The exponential moving average of a model's weights, which between epochs is the model."""
+    """Exponential moving average of a model's weights, swapped into the model between epochs."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model = model
@@ -27,23 +27,23 @@ class WeightAverage:
         self.trained: dict[str, Any] | None = None
 
     def update(self) -> None:
-        """Take an optimisation step into account."""
+        """Update the average after an optimisation step."""
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
 
     def enter(self) -> None:
-        """Give the model the averaged weights, and remember those it is trained with."""
+        """Load the averaged weights into the model, and save the trained ones."""
         if self.averaged is not None:
             self.trained = deepcopy(self.model.state_dict())
             self.model.load_state_dict(self.averaged.module.state_dict())
 
     def leave(self) -> None:
-        """Give the model back the weights it is trained with."""
+        """Load the trained weights back into the model."""
         if self.trained is not None:
             self.model.load_state_dict(self.trained)
 
     def trained_weights(self) -> dict[str, Any]:
-        """Return the weights that training continues with."""
+        """Return the weights with which training continues."""
         return self.model.state_dict() if self.trained is None else self.trained
 
     def state_dict(self) -> dict[str, Any]:
@@ -55,7 +55,7 @@ class WeightAverage:
 
 
 class EarlyStopping:
-    """Stops after `patience` epochs without a lower validation loss; keeps the best weights."""
+    """Stops after `patience` epochs without a lower validation loss; saves the best weights."""
 
     def __init__(self, patience: int) -> None:
         self.patience = patience
@@ -63,17 +63,17 @@ class EarlyStopping:
         self.weights: dict[str, Any] = {}
 
     def is_due(self, epochs: int) -> bool:
-        """Tell whether training ends after so many epochs."""
+        """Return whether training stops after this number of epochs."""
         return bool(self.patience) and epochs - self.epoch >= self.patience
 
     def observe(self, epoch: int, loss: float, model: nn.Module) -> None:
-        """Keep the model's weights if `loss` is the lowest yet. NaN counts as the highest."""
+        """Save the model's weights if `loss` is the lowest so far. NaN counts as infinity."""
         loss = math.inf if math.isnan(loss) else loss
         if self.patience and (epoch == 1 or loss < self.loss):
             self.epoch, self.loss, self.weights = epoch, loss, deepcopy(model.state_dict())
 
     def restore(self, model: nn.Module) -> None:
-        """Give the model the best weights, where any were kept."""
+        """Load the best weights into the model, if any were saved."""
         if self.weights:
             model.load_state_dict(self.weights)
 
@@ -85,47 +85,47 @@ class EarlyStopping:
 
 
 class TrainingState:
-    """A model in training, and everything that changes while it is trained.
+    """A model in training, and everything that changes during training.
 
     Attributes:
-        epoch: how many epochs have begun.
-        steps: takes the optimisation steps.
-        stopping: decides when to end.
+        epoch: number of epochs that have begun.
+        steps: runs the optimisation steps.
+        stopping: decides when to stop.
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe, steps_per_epoch: int) -> None:
         self.model, self.recipe, self.epoch = model, recipe, 0
         self.stopping = EarlyStopping(recipe.patience)
         self.steps = Steps(model, recipe, steps_per_epoch, lambda: self.average.update())
-        # A copy of the model in the layout that it is trained in.
+        # After Steps, which may change the model's memory layout, because this copies the model.
         self.average = WeightAverage(model, recipe.ema_decay)
         self.shared_state = (*self.steps.shared_state, self.average, self.stopping)
         model.eval()
 
     def is_over(self) -> bool:
-        """Tell whether there is no further epoch."""
+        """Return whether there are no more epochs."""
         return self.epoch >= self.recipe.epochs or self.stopping.is_due(self.epoch)
 
     def begin_epoch(self) -> None:
-        """Make the model ready for optimisation steps."""
+        """Prepare the model for optimisation steps."""
         self.epoch += 1
         self.average.leave()
         self.model.train()
         freeze_body(self.model, self.epoch <= self.recipe.freeze_epochs)
 
     def end_epoch(self) -> None:
-        """Make the model ready for evaluation."""
+        """Prepare the model for evaluation."""
         self.model.eval()
         self.average.enter()
 
     def finish(self) -> None:
-        """Give the model its final weights, in PyTorch's default layout and trainable."""
+        """Load the final weights into the model, in PyTorch's default layout and trainable."""
         self.stopping.restore(self.model)
         freeze_body(self.model, False)
         self.model.to(memory_format=torch.contiguous_format)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state after an epoch, of all processes; every process calls this."""
+        """Return the state of all processes after an epoch; all processes must call this."""
         return {
             "epoch": self.epoch,
             "model": self.average.trained_weights(),
@@ -134,7 +134,7 @@ class TrainingState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from such a state."""
+        """Continue from a state returned by `state_dict`."""
         self.epoch = state["epoch"]
         self.model.load_state_dict(state["model"])
         for part, saved in zip(self.shared_state, state["shared"], strict=True):
@@ -147,7 +147,7 @@ class TrainingState:
 
 
 def freeze_body(model: nn.Module, frozen: bool) -> None:
-    """Train the last layer alone, or all of them."""
+    """Freeze or unfreeze all layers but the last."""
     *body, _ = (layer for layer in model.modules() if list(layer.parameters(recurse=False)))
     for layer in body:
         for parameter in layer.parameters(recurse=False):

@@ -1,4 +1,4 @@
-"""The optimisation steps of an epoch, and what changes with them beside the weights."""
+"""Run optimisation steps, and hold their state: optimisers, schedules and augmentation."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -19,12 +19,12 @@ if TYPE_CHECKING:  # importing it takes a second
 
 
 class Steps:
-    """Takes the optimisation steps of an epoch.
+    """Runs the optimisation steps of an epoch.
 
     Attributes:
-        kernels: what computes the model.
-        shared_state: what changes with the steps, alike in all processes.
-        rank_state: what does so in each process by itself.
+        kernels: the kernels that compute the model.
+        shared_state: objects whose state is equal in all processes.
+        rank_state: objects whose state differs between processes.
     """
 
     def __init__(
@@ -37,10 +37,10 @@ class Steps:
         """Prepare training of `model` in place.
 
         Args:
-            model: on the device where training happens; its layout in memory may change.
+            model: on the training device; its memory layout may change.
             recipe: how to train.
-            steps_per_epoch: the number of batches of an epoch, for the schedule.
-            after_step: what to do after each step.
+            steps_per_epoch: number of batches per epoch, for the schedule.
+            after_step: called after each step.
 
         Raises:
             KernelError: as for `kernels.choose`.
@@ -68,11 +68,11 @@ class Steps:
         self.rank_state = (self.augment,)
 
     def run(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-        """Take a step on each batch; return the logits (N, 10), each from just before its step.
+        """Run a step on each batch; return the logits (N, 10), each from just before its step.
 
         Args:
-            batches: float32 images (B, 1, 28, 28) and int64 targets (B,); among several processes
-                this one's shares of the batches.
+            batches: float32 images (B, 1, 28, 28) and int64 targets (B,); with several processes,
+                this process's shares.
         """
         if self.kernels.train_pass is not None:
             return self.kernels.train_pass(batches)
@@ -85,7 +85,7 @@ class Steps:
         logits = logits.float()
         loss = F.cross_entropy(logits, shares, label_smoothing=self.recipe.label_smoothing)
         if self.workers > 1:
-            # Gradients are averaged over processes, but what counts is the mean over samples.
+            # DDP averages gradients over processes; rescale to the mean over samples.
             sizes = distributed.total(torch.tensor(float(len(images)), device=images.device))
             loss = loss * (self.workers * len(images) / sizes)
         loss.backward()
@@ -100,7 +100,7 @@ class Steps:
 
 
 def _synchronized(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Return the forward pass whose backward pass averages gradients over the processes."""
+    """Return a forward pass whose backward pass averages gradients over the processes."""
     wrapped: nn.Module = model
     trainable: list[bool] = []
 

@@ -70,7 +70,7 @@ def test_a_file_that_does_not_read_back_is_not_left_behind(
     path = tmp_path / "models" / "baseline.pth"
     damaged = {name: tensor + 1e-6 for name, tensor in model.state_dict().items()}
     monkeypatch.setattr(torch, "load", Mock(return_value=damaged))
-    with pytest.raises(export.ExportError, match="does not read back"):
+    with pytest.raises(export.ExportError, match="differs when read back"):
         export.to_pth(model, path)
     assert not list(path.parent.iterdir())
 

@@ -96,7 +96,7 @@ def test_weights_out_of_reach_are_one_line(monkeypatch: pytest.MonkeyPatch, stor
 def test_a_missing_file_is_a_usage_error(store: Path) -> None:
     result = CliRunner().invoke(train_command, ["--model", RESNET, "--pretrained", "none.pth"])
     assert result.exit_code == 2
-    assert "there is no file none.pth" in result.stderr
+    assert "none.pth is not a file" in result.stderr
 
 
 def test_weights_are_torchvisions_alone(store: Path, weights: Path) -> None:

@@ -25,7 +25,7 @@ from fashion.data.dataset import FashionMNIST
 from fashion.settings.experiment import Architecture, Experiment, Recipe
 from fashion.sweeps import plan, progress, report, sweep
 from fashion.sweeps.plan import Plan
-from fashion.sweeps.trials import Outcome
+from fashion.sweeps.trials import TrialResult
 from fashion.tracking import checkpoint
 from fashion.training.build import build
 from tests.conftest import HANG_SECONDS, ROOT, assert_one_line
@@ -230,25 +230,25 @@ def invoke(*arguments: str) -> Result:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "names no options"),
-        ("[1, 2]", "names no options"),
-        ("{lr: [", "line 1: not YAML"),
+        ("", "must map option names to values"),
+        ("[1, 2]", "must map option names to values"),
+        ("{lr: [", "line 1: not valid YAML"),
         ("lr: 0.1", "nothing to search"),
-        ("lr: {uniform: [0.1]}", "lr is no value"),
-        ("lr: {loguniform: [0, 1]}", "lr is no value"),
-        ("lr: {uniform: [2, 1]}", "lr is no value"),
-        ("lr: {uniform: [.nan, 1]}", "lr is no value"),
-        ("lr: []", "lr is no value"),
-        ("lr: !!python/object/apply:os.getcwd []", "not YAML"),
-        ("{learning_rate: [0.1, 0.2]}", "no such option"),
+        ("lr: {uniform: [0.1]}", "lr must be a value"),
+        ("lr: {loguniform: [0, 1]}", "lr must be a value"),
+        ("lr: {uniform: [2, 1]}", "lr must be a value"),
+        ("lr: {uniform: [.nan, 1]}", "lr must be a value"),
+        ("lr: []", "lr must be a value"),
+        ("lr: !!python/object/apply:os.getcwd []", "not valid YAML"),
+        ("{learning_rate: [0.1, 0.2]}", "unknown option"),
         ("lr: [0.1, -1]", "lr"),
         ("model: [cnn, gnn]", "gnn"),
         ("{optimizer: [sgd, adam], momentum: 0.9}", "momentum"),
         ("{lr: [0.1, 0.2], val_size: 0}", "val_size is 0"),
         ("val_size: [1000, 2000]", "val_size must be the same"),
         ("epochs: [1, 2]", "epochs must be the same"),
-        ("{lr: [0.1, 0.2], patience: 2}", "patience is none"),
-        ("{lr: [0.1, 0.2], seeds: 3}", "seeds is none"),
+        ("{lr: [0.1, 0.2], patience: 2}", "patience is not an option"),
+        ("{lr: [0.1, 0.2], seeds: 3}", "seeds is not an option"),
     ],
 )
 def test_a_bad_space_is_refused_in_one_line_before_a_run_is_opened(
@@ -266,7 +266,7 @@ def test_a_bad_space_is_refused_in_one_line_before_a_run_is_opened(
 def test_a_grid_has_no_ranges(space_file: Path) -> None:
     result = invoke("--space", "space.yaml", "--search", "grid")
     assert result.exit_code == 2
-    assert "a grid takes lists" in result.stderr
+    assert "grid search needs lists" in result.stderr
 
 
 def test_a_missing_space_is_one_line(store: Path) -> None:
@@ -306,11 +306,11 @@ def test_a_choice_of_which_one_value_was_tried_is_drawn_without_a_warning(
     recwarn: pytest.WarningsRecorder,
 ) -> None:
     searched = plan.parse("{lr: {loguniform: [0.01, 1]}, momentum: [0, 0.9]}", "here")
-    outcomes = [
-        Outcome(str(lr), "run", {"lr": lr, "momentum": 0}, 1, {"val_accuracy": lr}, None, False)
+    results = [
+        TrialResult(str(lr), "run", {"lr": lr, "momentum": 0}, 1, {"val_accuracy": lr}, None, False)
         for lr in (0.1, 0.2, 0.3)
     ]
-    drawn = report.figures(outcomes, searched)
+    drawn = report.figures(results, searched)
     assert drawn.keys() == {"parallel_coordinates.png", "importances.png"}
     shown = [str(each.message) for each in recwarn if issubclass(each.category, UserWarning)]
     assert shown == []

@@ -132,7 +132,7 @@ def test_a_signal_ends_the_run_as_killed(start: Start, number: signal.Signals) -
     assert "Traceback" not in output
     run = the_run()
     assert output.splitlines()[-2:] == [
-        f"Stopped: go on by -P resume={run.info.run_id}",
+        f"Interrupted; continue with -P resume={run.info.run_id}",
         f"Stopped by {number.name}",
     ]
     assert run.info.status == "KILLED"
@@ -256,7 +256,7 @@ def test_training_outlives_a_server_that_comes_back(start: Start, server: Server
     process = start(*BASELINE, "--epochs", "60")
     wait_for(process, "epoch 2/")
     server.stop()
-    wait_for(process, "training goes on")
+    wait_for(process, "training continues")
     server.start()
     output, _ = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0, output

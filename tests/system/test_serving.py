@@ -1,4 +1,4 @@
-"""The champion away from home: in an environment without this project, and behind HTTP."""
+"""The champion in an environment without this project, and behind HTTP."""
 
 import json
 import os
@@ -20,17 +20,17 @@ import pytest
 from numpy.typing import NDArray
 
 from fashion.data.dataset import FashionMNIST, to_float
+from fashion.settings.task import CHAMPION_URI, MODEL_NAME
 from fashion.tracking import models, registry
 from fashion.tracking.query import Query
 from fashion.training import evaluation
 from tests.conftest import HANG_SECONDS
 
-CHAMPION_URI = f"models:/{registry.MODEL_NAME}@{registry.CHAMPION}"
 IMAGES = 7
 # The same weights and the same torch: only the order of summation may differ.
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 STARTUP_SECONDS = 120
-# What a stranger would write, with nothing of this project.
+# What another project's author would write, without this project's code.
 STRANGERS_SCRIPT = """
 import importlib.util
 import sys
@@ -64,7 +64,7 @@ def images(small: FashionMNIST) -> NDArray[np.float32]:
 def logits(train_small: Callable[..., str], small: FashionMNIST) -> NDArray[np.float32]:
     """What the champion, which is registered here, answers in this process to `images`."""
     train_small("cnn", batch_size=8, lr=0.05, seed=0)
-    registry.register(registry.MODEL_NAME, Query(models=["cnn"]), small)
+    registry.register(MODEL_NAME, Query(models=["cnn"]), small)
     model = models.load(CHAMPION_URI)
     answers = evaluation.predict(model, small.test.images[:IMAGES]).numpy()
     # A model that says the same to everything would agree with itself on anything.

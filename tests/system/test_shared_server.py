@@ -248,7 +248,7 @@ def test_who_is_not_let_in_learns_it_in_one_line(
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("Error: ")
-    assert "does not know you: set MLFLOW_TRACKING_USERNAME" in done.stderr
+    assert "set MLFLOW_TRACKING_USERNAME" in done.stderr
     assert password not in done.stderr
     with urllib.request.urlopen(runs) as response:
         assert json.load(response).get("runs", []) == []

@@ -16,7 +16,7 @@ from mlflow.entities import Metric, Param
 from rich.cells import cell_len
 
 from entrypoints.compare import compare
-from fashion.analysis.comparison import FORMATS
+from fashion.settings.comparison import TABLE_FORMATS
 from fashion.settings.metrics import METRICS
 from fashion.tracking.query import COLUMNS, GROUP_KEY
 from tests.conftest import assert_one_line
@@ -397,7 +397,7 @@ GROUP_COLUMNS = {
 
 
 def test_every_format_is_offered() -> None:
-    assert {"table", *PARSERS} == set(FORMATS)
+    assert {"table", *PARSERS} == set(TABLE_FORMATS)
 
 
 @pytest.mark.parametrize("output_format", PARSERS)
@@ -531,7 +531,7 @@ def test_a_models_name_is_shown_as_it_is(model: str) -> None:
     assert table_lines()[-1].startswith(model)
 
 
-@pytest.mark.parametrize("output_format", FORMATS)
+@pytest.mark.parametrize("output_format", TABLE_FORMATS)
 def test_the_output_file_holds_what_would_have_been_printed(
     tmp_path: Path, output_format: str
 ) -> None:

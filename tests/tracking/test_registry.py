@@ -24,10 +24,11 @@ from fashion.data import dataset as dataset_module
 from fashion.data.dataset import FashionMNIST
 from fashion.settings.experiment import Architecture, Experiment, Recipe
 from fashion.settings.metrics import SELECTING_METRICS
+from fashion.settings.task import MODEL_NAME
 from fashion.tracking import models, registry, training
 from fashion.tracking.models import RegistryError
 from fashion.tracking.query import Query
-from fashion.tracking.registry import CHAMPION, MODEL_NAME, PREVIOUS, Outcome
+from fashion.tracking.registry import CHAMPION, PREVIOUS, Registration
 from fashion.training import evaluation
 from tests.conftest import HANG_SECONDS, assert_one_line
 
@@ -93,10 +94,10 @@ def runs(
 
 
 @pytest.fixture
-def register(runs: dict[str, str], small: FashionMNIST) -> Callable[..., Outcome]:
+def register(runs: dict[str, str], small: FashionMNIST) -> Callable[..., Registration]:
     """Return a function that registers one of the four runs."""
 
-    def call(run: str, metric: str = "val_accuracy", **options: bool) -> Outcome:
+    def call(run: str, metric: str = "val_accuracy", **options: bool) -> Registration:
         query = Query(experiments=[run], models=["cnn"], metric=metric)
         return registry.register(MODEL_NAME, query, small, **options)
 
@@ -265,7 +266,7 @@ def test_a_model_for_other_images_is_refused_in_one_line(archives: dict[str, Pat
 
 
 def test_a_version_tells_where_it_comes_from_and_what_it_is(
-    runs: dict[str, str], register: Callable[..., Outcome]
+    runs: dict[str, str], register: Callable[..., Registration]
 ) -> None:
     MlflowClient().set_tag(runs["good"], MLFLOW_GIT_COMMIT, "0123abc")
     register("good")
@@ -295,7 +296,7 @@ def test_a_version_tells_where_it_comes_from_and_what_it_is(
 
 
 def test_a_run_from_outside_a_repository_has_no_commit_to_tell(
-    runs: dict[str, str], register: Callable[..., Outcome]
+    runs: dict[str, str], register: Callable[..., Registration]
 ) -> None:
     if MLFLOW_GIT_COMMIT in mlflow.get_run(runs["good"]).data.tags:
         MlflowClient().delete_tag(runs["good"], MLFLOW_GIT_COMMIT)
@@ -304,7 +305,7 @@ def test_a_run_from_outside_a_repository_has_no_commit_to_tell(
     assert "git_commit" not in version.tags
 
 
-def test_registering_twice_registers_nothing_new(register: Callable[..., Outcome]) -> None:
+def test_registering_twice_registers_nothing_new(register: Callable[..., Registration]) -> None:
     assert register("good").created
     MlflowClient().update_model_version(MODEL_NAME, "1", description="My own words.")
     before = registered()
@@ -318,7 +319,7 @@ def test_registering_twice_registers_nothing_new(register: Callable[..., Outcome
 
 @pytest.mark.parametrize("metric", ["val_accuracy", "val_loss"])
 def test_the_alias_moves_only_to_a_better_version_and_the_previous_one_is_kept(
-    register: Callable[..., Outcome], metric: str
+    register: Callable[..., Registration], metric: str
 ) -> None:
     register("good", metric)
     assert aliases() == {CHAMPION: "1"}
@@ -333,7 +334,7 @@ def test_the_alias_moves_only_to_a_better_version_and_the_previous_one_is_kept(
 
 
 def test_a_better_figure_on_other_images_does_not_move_the_alias(
-    runs: dict[str, str], register: Callable[..., Outcome]
+    runs: dict[str, str], register: Callable[..., Registration]
 ) -> None:
     accuracy = {
         name: mlflow.get_run(id_).data.metrics["val_accuracy"] for name, id_ in runs.items()
@@ -349,7 +350,7 @@ def test_a_better_figure_on_other_images_does_not_move_the_alias(
 
 
 def test_versions_that_somebody_registered_by_hand_are_left_alone(
-    runs: dict[str, str], register: Callable[..., Outcome]
+    runs: dict[str, str], register: Callable[..., Registration]
 ) -> None:
     mlflow.register_model(models.model_uri(mlflow.get_run(runs["best"])), MODEL_NAME)
     outcome = register("poor")
@@ -360,7 +361,7 @@ def test_versions_that_somebody_registered_by_hand_are_left_alone(
 
 
 def test_a_dry_run_changes_nothing_and_says_what_would_happen(
-    runs: dict[str, str], register: Callable[..., Outcome]
+    runs: dict[str, str], register: Callable[..., Registration]
 ) -> None:
     result = run_register("--dry-run")
     assert result.exit_code == 0, result.output
@@ -388,7 +389,7 @@ def test_a_dry_run_verifies_the_model_too(archives: dict[str, Path]) -> None:
 
 
 def test_a_rollback_restores_the_previous_champion_for_good(
-    runs: dict[str, str], register: Callable[..., Outcome]
+    runs: dict[str, str], register: Callable[..., Registration]
 ) -> None:
     register("good")
     register("best")
@@ -406,8 +407,8 @@ def test_a_rollback_restores_the_previous_champion_for_good(
     assert aliases() == {CHAMPION: "1"}
 
 
-def test_there_is_nothing_to_roll_back_to(register: Callable[..., Outcome]) -> None:
-    message = f"Error: {MODEL_NAME} has no {PREVIOUS} to go back to\n"
+def test_there_is_nothing_to_roll_back_to(register: Callable[..., Registration]) -> None:
+    message = f"Error: {MODEL_NAME} has no {PREVIOUS} to roll back to\n"
     assert assert_one_line(run_register("--rollback")) == message
     assert not registered()
 
@@ -436,7 +437,7 @@ def test_what_cannot_name_a_registered_model_is_refused_in_one_line(
 ) -> None:
     for name in ("", "a/b", "it's", 'a"b', "a:b"):
         message = assert_one_line(run_register("--name", name, *options))
-        assert "no name for a registered model" in message
+        assert "not a valid name for a registered model" in message
 
 
 class _PowerCut(BaseException):
@@ -457,7 +458,7 @@ def power_cut_at(step: str) -> Iterator[None]:
 
 @pytest.mark.parametrize("step", ["update_model_version", "set_registered_model_alias"])
 def test_a_registration_that_broke_off_is_completed_by_the_next(
-    register: Callable[..., Outcome], step: str
+    register: Callable[..., Registration], step: str
 ) -> None:
     register("poor")
     with pytest.raises(_PowerCut), power_cut_at(step):
@@ -472,7 +473,7 @@ def test_a_registration_that_broke_off_is_completed_by_the_next(
 
 
 def test_a_champion_that_was_never_named_is_named_by_the_next(
-    register: Callable[..., Outcome],
+    register: Callable[..., Registration],
 ) -> None:
     with pytest.raises(_PowerCut), power_cut_at("set_registered_model_alias"):
         register("good")
@@ -482,21 +483,21 @@ def test_a_champion_that_was_never_named_is_named_by_the_next(
 
 
 def test_a_rollback_that_broke_off_does_not_bar_the_restored_champion(
-    register: Callable[..., Outcome],
+    register: Callable[..., Registration],
 ) -> None:
     register("poor")
     register("good")
     with pytest.raises(_PowerCut), power_cut_at("delete_registered_model_alias"):
         registry.rollback(MODEL_NAME)
     assert aliases()[CHAMPION] == "1"
-    with pytest.raises(RegistryError, match="to go back to"):
+    with pytest.raises(RegistryError, match="to roll back to"):
         registry.rollback(MODEL_NAME)
     assert aliases()[CHAMPION] == "1"
     assert register("poor").champion == "1"
 
 
 def test_an_alias_that_another_process_adds_at_the_same_moment_is_no_error(
-    register: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+    register: Callable[..., Registration], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(_PowerCut), power_cut_at("set_registered_model_alias"):
         register("poor")
@@ -526,7 +527,7 @@ def _join(barrier: Barrier, uri: str, dataset: bytes) -> None:
     torch.set_num_threads(1)
 
 
-def _register_at_once(name: str, experiment: str) -> Outcome:
+def _register_at_once(name: str, experiment: str) -> Registration:
     _barrier.wait(timeout=HANG_SECONDS)
     return registry.register(name, Query(experiments=[experiment], models=["cnn"]), _small)
 

@@ -223,7 +223,7 @@ def test_a_run_that_another_process_is_at_is_left_alone(
     with pytest.raises(TrackingError):
         train_small()
     (run_id,) = checkpoint.unfinished()
-    with checkpoint.held(run_id), pytest.raises(CheckpointError, match="another process"):
+    with checkpoint.held(run_id), pytest.raises(CheckpointError, match="in use by another process"):
         training.resume(run_id, small)
     assert mlflow.get_run(run_id).info.status == "FAILED"
 

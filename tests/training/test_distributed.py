@@ -196,8 +196,8 @@ def test_seeds_follow_each_other(command: Callable[..., Any]) -> None:
     ("arguments", "message"),
     [
         (["--nproc", "0"], "--nproc"),
-        (["--nproc", "4", "--batch-size", "3"], "cannot share batches of 3"),
-        (["--nproc", "2", "--kernels", "native"], "native kernels train in one process"),
+        (["--nproc", "4", "--batch-size", "3"], "batch_size 3 is less than nproc 4"),
+        (["--nproc", "2", "--kernels", "native"], "native kernels support one process only"),
     ],
 )
 def test_what_cannot_be_shared_is_refused_before_there_are_processes(

@@ -1,1 +1,1 @@
-"""The code that computes the lab's models on a CPU; `choose` is the one door to it."""
+"""Kernels for the lab's models on a CPU; other packages use only `choose` and `compile`."""

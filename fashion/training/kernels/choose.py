@@ -1,4 +1,4 @@
-"""Choose what computes a model, native code or PyTorch's: the one door to this package."""
+"""Choose the kernels that compute a model: native or PyTorch's."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -17,14 +17,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Kernels:
-    """What computes a model, in training and in evaluation alike.
+    """The kernels of a model, used in training and in evaluation.
 
     Attributes:
         name: "native" or "torch".
         forward: maps float32 images (N, 1, 28, 28) to logits (N, 10), differentiably.
-        train_pass: where plain SGD is trained without autograd, the function that takes a step on
-            each batch of images and int64 targets (B,), and returns the logits from before each.
-        memory_format: the layout that the model's parameters are to have in training.
+        train_pass: for plain SGD without autograd: runs a step on each batch of images and int64
+            targets (B,), and returns the logits (N, 10), each from just before its step.
+        memory_format: memory layout of the model's parameters in training.
     """
 
     name: str
@@ -37,11 +37,11 @@ def choose(model: nn.Module, recipe: Recipe, nproc: int = 1) -> Kernels:
     """Return the kernels for training `model`, on its device, by `recipe` in `nproc` processes.
 
     Raises:
-        KernelError: `recipe` asks for native ones and this machine cannot compile them, or several
-            processes train, whose gradients only PyTorch's kernels share.
+        KernelError: `recipe` requires native kernels, but this machine cannot compile them, or
+            there are several processes, which only PyTorch's kernels support.
     """
     if nproc > 1 and recipe.kernels == "native":
-        raise KernelError("the native kernels train in one process: leave kernels or nproc out")
+        raise KernelError("the native kernels support one process only: omit kernels or nproc")
     if nproc == 1 and mlp.supports(model) and recipe.is_plain_sgd:
         if mlp.supports_native(model) and _is_native(recipe.kernels):
             return Kernels("native", model, mlp.make_native_pass(model, recipe.lr))
@@ -53,7 +53,7 @@ def choose(model: nn.Module, recipe: Recipe, nproc: int = 1) -> Kernels:
         and _is_native(recipe.kernels)
     ):
         return Kernels("native", partial(conv3x3.forward, model))
-    # PyTorch's convolutions are faster with channels last; its default layout gives the lab's bits.
+    # PyTorch's convolutions are faster with channels_last; only the default layout matches the lab.
     fastest = torch.contiguous_format if recipe.kernels == "torch" else torch.channels_last
     return Kernels("torch", model, memory_format=fastest)
 

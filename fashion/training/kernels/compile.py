@@ -1,4 +1,4 @@
-"""The C files beside this one: compiled on first use by the machine's own compiler, and cached."""
+"""Compile the C kernels on first use with the machine's compiler, and cache the result."""
 
 import ctypes
 import functools
@@ -22,18 +22,18 @@ class KernelError(FashionError):
 
 
 def takes(model: nn.Module) -> bool:
-    """Tell whether the kernels can read the model's parameters: float32, on the CPU."""
+    """Return whether the kernels support the model's parameters: float32, on the CPU."""
     return all(p.is_cpu and p.dtype == torch.float32 for p in model.parameters())
 
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """Return the compiled kernels, from the cache where this source and compiler made them before.
+    """Return the compiled kernels, cached by source, compiler and flags.
 
     The compiler is the environment variable CC, else cc: GCC or Clang, with OpenMP.
 
     Raises:
-        KernelError: there is no such compiler, it fails, or the cache cannot be written.
+        KernelError: the compiler is missing or fails, or the cache cannot be written.
     """
     compiler = shlex.split(os.environ.get("CC") or "cc")
     flags = ["-O2", "-fPIC", "-shared", "-fopenmp"]
@@ -63,7 +63,7 @@ def library() -> ctypes.CDLL:
 
 
 def _run(command: list[str]) -> None:
-    """Run a compiler; raise KernelError with what it said when it fails."""
+    """Run the compiler; if it fails, raise KernelError with its error text."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     except (OSError, subprocess.SubprocessError) as error:

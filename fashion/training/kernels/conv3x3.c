@@ -1,12 +1,12 @@
 /* A 3x3 convolution with padding 1, its ReLU and, if asked for, a 2x2 max pooling: forward and
- * backward, for the few channels of a small network, where general libraries pad to what is many.
+ * backward, for small networks, whose few channels general libraries would pad.
  *
- * Tensors are [block][channel][row][column][lane]. A block is eight images, one to each lane of a
- * vector, so that any number of channels fills the vectors. Rows and columns have a halo of one
- * zero at either end, so that no tap is a special case. Sizes are those without the halo, and even.
+ * Tensors are [block][channel][row][column][lane]. A block has eight images, one per vector lane, so
+ * that any number of channels fills the vectors. Rows and columns have a halo of one zero at each
+ * end, so that no tap is a special case. Sizes exclude the halo and are even.
  *
- * Blocks are spread over OpenMP's threads. Weight gradients are added up block after block, so
- * that the result does not depend on the number of threads.
+ * Blocks are distributed over OpenMP threads. Weight gradients are summed in the order of the
+ * blocks, so that the result does not depend on the number of threads.
  */
 #include <stdint.h>
 #include <stdlib.h>
@@ -33,9 +33,9 @@ static inline vec *zeros(long count)
     return all;
 }
 
-/* Channels are worked on in groups whose accumulators fit the 16 vector registers of AVX2: six
- * channels of two pixels in a convolution, four channels of three taps in its weight gradient.
- * Groups are of even sizes: ten channels are 5 + 5, not 6 + 4. */
+/* Channels are processed in groups whose accumulators fit the 16 vector registers of AVX2: six
+ * channels and two pixels in a convolution, four channels and three taps in its weight gradient.
+ * Group sizes are balanced: ten channels are 5 + 5, not 6 + 4. */
 #define CONV_GROUP 6
 #define GRADIENT_GROUP 4
 
@@ -45,8 +45,8 @@ static inline int group_start(int channels, int groups, int group)
     return (int)((long)channels * group / groups);
 }
 
-/* Copy weights [out][in][tap] to [group][in][tap][out of the group]. Turned, they are those of the
- * transposed convolution: in and out swapped, the taps in reverse. */
+/* Copy weights [out][in][tap] to [group][in][tap][out within the group]. If `turned`, copy those of
+ * the transposed convolution: in and out swapped, taps reversed. */
 static float *pack(const float *w, int in, int out, int turned)
 {
     float *packed = malloc(sizeof(float) * TAPS * in * out), *to = packed;
@@ -60,7 +60,7 @@ static float *pack(const float *w, int in, int out, int turned)
     return packed;
 }
 
-/* Convolve at two neighbours of a row; x points at the upper left tap of the first. */
+/* Convolve at two adjacent pixels of a row; x points at the upper left tap of the first. */
 static inline __attribute__((always_inline)) void conv_pair(
     int group, vec y[][2], const vec *x, long row, long plane, int in, const float *w)
 {
@@ -79,7 +79,7 @@ static inline __attribute__((always_inline)) void conv_pair(
     for (int o = 0; o < group; o++) y[o][0] = sum[o][0], y[o][1] = sum[o][1];
 }
 
-/* Convolve at the four pixels of a 2x2 window, rows first. */
+/* Convolve at the four pixels of a 2x2 window, in row-major order. */
 static void conv_window(
     int group, vec y[2][CONV_GROUP][2], const vec *x, long row, long plane, int in, const float *w)
 {
@@ -94,8 +94,8 @@ static void conv_window(
         }
 }
 
-/* y = relu(conv(x)), or pool(relu(conv(x))), and then the place (0..3, rows first) in its window
- * that each value of y came from, -1 where the ReLU cut it; places has no halo.
+/* y = relu(conv(x)), or with pooling pool(relu(conv(x))). With pooling, places stores the position
+ * (0..3, row-major) in its window of each value of y, -1 if the ReLU made it zero; it has no halo.
  *
  * x [blocks][in][size + 2][size + 2][LANES], w [out][in][3][3], b [out] */
 void conv_forward(const float *x_, const float *w, const float *b, float *y_, int32_t *places_,
@@ -144,7 +144,7 @@ void conv_forward(const float *x_, const float *w, const float *b, float *y_, in
     free(packed);
 }
 
-/* The gradient before the ReLU, dz (zeroed), from that of y, and its sum for each channel. */
+/* Compute dz (initially zero), the gradient before the ReLU, from dy, and its sum per channel. */
 static void undo_relu(vec *dz, vec *sums, const vec *dy, const vec *y, const mask *places,
                       int out, int size, int pool)
 {
@@ -167,7 +167,7 @@ static void undo_relu(vec *dz, vec *sums, const vec *dy, const vec *y, const mas
             }
 }
 
-/* Add to dw[channel][3] what `rows` rows give for the three taps of one row of the kernel. */
+/* Add the contribution of `rows` rows to dw[channel][3], the three taps of one row of the kernel. */
 static inline __attribute__((always_inline)) void gradient_taps(
     int group, vec *dw, const vec *x, const vec *dz, long row, long plane, int rows, int size)
 {
@@ -190,8 +190,8 @@ static inline __attribute__((always_inline)) void gradient_taps(
         for (int k = 0; k < 3; k++) dw[3 * o + k] = sum[o][k];
 }
 
-/* Add the weight gradient of a block to dw [in][3][out][3], a few rows at a time: they stay in the
- * first-level cache while every pair of channels passes over them. */
+/* Add the weight gradient of a block to dw [in][3][out][3], a few rows at a time, which stay in the
+ * L1 cache for all pairs of channels. */
 static void gradient_of_weights(vec *dw, const vec *x, const vec *dz, int in, int out, int size)
 {
     long row = size + 2, plane = row * row;
@@ -213,15 +213,15 @@ static void gradient_of_weights(vec *dw, const vec *x, const vec *dz, int in, in
                 }
 }
 
-/* The gradients of x (unless dx is NULL), w and b, given that of y and what the forward pass left.
- * The halos of dy are not read, those of dx not written. */
+/* Compute the gradients of x (unless dx is NULL), w and b from that of y and the results of the
+ * forward pass. The halo of dy is not read, that of dx is not written. */
 void conv_backward(const float *dy_, const float *x_, const float *w, const float *y_,
                    const int32_t *places_, float *dx_, float *dw, float *db,
                    int blocks, int in, int out, int size, int pool)
 {
     long row = size + 2, plane = row * row;
     long y_size = pool ? size / 2 : size, y_plane = (y_size + 2) * (y_size + 2);
-    long parts = out + (long)TAPS * in * out; /* of a block: the sums of db, then those of dw */
+    long parts = out + (long)TAPS * in * out; /* per block: the sums of db, then those of dw */
     int groups = groups_of(in, CONV_GROUP);
     float *packed = dx_ ? pack(w, out, in, 1) : NULL;
     vec *partial = zeros(blocks * parts);

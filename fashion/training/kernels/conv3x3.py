@@ -1,4 +1,4 @@
-"""The convolutions of TinyVGG on a CPU, by conv3x3.c: PyTorch's results within rounding, sooner."""
+"""TinyVGG's convolutions on a CPU, by conv3x3.c: faster than PyTorch, equal within rounding."""
 
 from typing import Any, TypeGuard
 
@@ -8,16 +8,16 @@ from torch import Tensor, nn
 from fashion.models.lab import TinyVGG
 from fashion.training.kernels.compile import library, takes
 
-# Images in a block: LANES of the C file.
+# Images per block: LANES in conv3x3.c.
 LANES = 8
-# PyTorch's own convolutions catch up as channels grow: benchmarks/README.md has the ratios.
+# With more channels PyTorch's convolutions are as fast: benchmarks/README.md has the ratios.
 MAX_CHANNELS = 64
-# The layers of a block of the lab's TinyVGG.
+# Layers of a block of the lab's TinyVGG, without batch normalisation.
 PLAIN = [nn.Conv2d, nn.ReLU, nn.Conv2d, nn.ReLU, nn.MaxPool2d]
 
 
 def supports(model: nn.Module) -> TypeGuard[TinyVGG]:
-    """Tell whether `forward` can compute this model where it is."""
+    """Return whether `forward` supports this model on its device."""
     return (
         isinstance(model, TinyVGG)
         and len(model) == 3
@@ -34,14 +34,14 @@ def forward(model: TinyVGG, images: Tensor) -> Tensor:
     """Compute what `model(images)` computes, differentiable with respect to the parameters.
 
     Args:
-        model: one that `supports` accepts.
+        model: a model for which `supports` is true.
         images: float32, shape (N, 1, 28, 28), on the CPU.
 
     Returns:
         Logits, float32, shape (N, 10).
 
     Raises:
-        KernelError: see `native.library`.
+        KernelError: as for `compile.library`.
     """
     first, second, classifier = model
     return classifier(_Features.apply(images, *first.parameters(), *second.parameters()))
@@ -50,13 +50,13 @@ def forward(model: TinyVGG, images: Tensor) -> Tensor:
 class _Features(torch.autograd.Function):
     """Both blocks of a TinyVGG: images (N, 1, 28, 28) to features (N, channels * 7 * 7).
 
-    One function, not one a layer: autograd's bookkeeping would take a tenth of the time.
+    One function instead of one per layer saves a tenth of the time, autograd's overhead.
     """
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, *parameters: Tensor) -> Tensor:
         x = _to_blocks(images)
-        # A weight and a bias for each layer; the second and the fourth pool.
+        # Each layer has a weight and a bias; the second and the fourth include the pooling.
         layers = []
         for number in range(len(parameters) // 2):
             weight, bias = (p.contiguous() for p in parameters[2 * number : 2 * number + 2])
@@ -85,7 +85,7 @@ class _Features(torch.autograd.Function):
         for number in reversed(range(len(ctx.sizes))):
             x, weight, y, places = tensors[4 * number : 4 * number + 4]
             dw, db = torch.empty_like(weight), torch.empty(len(weight))
-            # The images, below the first layer, need no gradient.
+            # The input images need no gradient.
             dx = torch.empty_like(x) if number else None
             arguments = (dy, x, weight, y, places, dx, dw, db)
             library().conv_backward(*map(_address, arguments), *ctx.sizes[number])
@@ -99,7 +99,7 @@ def _address(tensor: Tensor | None) -> int | None:
 
 
 def _to_blocks(x: Tensor) -> Tensor:
-    """Lay (N, channels, size, size) out as conv3x3.c takes it, the last block filled with zeros."""
+    """Convert (N, channels, size, size) to conv3x3.c's layout; zeros fill the last block."""
     count, channels, size, _ = x.shape
     whole, rest = divmod(count, LANES)
     blocks = x.new_zeros(whole + (rest > 0), channels, size + 2, size + 2, LANES)
@@ -111,5 +111,5 @@ def _to_blocks(x: Tensor) -> Tensor:
 
 
 def _from_blocks(blocks: Tensor, count: int) -> Tensor:
-    """Return the first `count` images of such blocks, each as one row."""
+    """Return the first `count` images of the blocks, each flattened to one row."""
     return blocks[:, :, 1:-1, 1:-1].permute(0, 4, 1, 2, 3).flatten(0, 1).flatten(1)[:count]

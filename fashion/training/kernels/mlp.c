@@ -1,6 +1,6 @@
 /* A step of stochastic gradient descent for a stack of linear layers and ReLUs.
  *
- * It runs on one thread: the products are so small that a second one would mostly be waited for.
+ * Single-threaded: the products are so small that threads would mostly wait for each other.
  */
 #include <math.h>
 #include <stdint.h>
@@ -9,7 +9,7 @@
 
 #define LANES 8
 typedef float vec __attribute__((vector_size(4 * LANES)));
-/* Sums kept in registers: at most of four rows and two columns in a product, of five rows and two
+/* Accumulators in registers: at most four rows and two columns in a product, five rows and two
  * vectors in a weight gradient. */
 #define ROWS 4
 #define COLUMNS 2
@@ -30,7 +30,7 @@ static inline float sum_of_lanes(vec a)
     return sum;
 }
 
-/* Add the products of one vector's length of `rows` rows of x and `columns` rows of w. */
+/* Add the products of one vector from each of `rows` rows of x and `columns` rows of w. */
 static inline __attribute__((always_inline)) void dot(
     int rows, int columns, vec sum[ROWS][COLUMNS], const float *x, const float *w, long in, long count)
 {
@@ -74,7 +74,8 @@ static void affine(float *y, const float *x, const float *w, const float *b, lon
     }
 }
 
-/* Take lr times the gradient off `rows` rows of `vectors` vectors of w, the last of `count` values. */
+/* Subtract lr times the gradient from `rows` rows and `vectors` vectors of w; the last vector has
+ * `count` values. */
 static inline __attribute__((always_inline)) void descend_tile(
     int rows, int vectors, long count, float *w, const float *dy, const float *x,
     long n, long in, long out, float lr)
@@ -149,10 +150,10 @@ static void loss_gradient(float *dy, const float *logits, const int64_t *targets
     }
 }
 
-/* Take one step on the mean cross-entropy of n images; the logits are from before it.
+/* Do one SGD step on the mean cross-entropy of n images; logits are from before the step.
  *
- * x [n][widths[0]], targets [n], logits [n][widths[layers]]; of layer i the weights w[i]
- * [widths[i + 1]][widths[i]], the bias b[i] and whether a ReLU follows. */
+ * x [n][widths[0]], targets [n], logits [n][widths[layers]]; layer i has weights w[i]
+ * [widths[i + 1]][widths[i]] and bias b[i], and relu[i] says whether a ReLU follows. */
 void mlp_step(const float *x, const int64_t *targets, float *logits, int n, int layers,
               const int *widths, const int *relu, float **w, float **b, float lr)
 {

@@ -1,9 +1,9 @@
-"""Training of a stack of linear layers, its backward pass written out.
+"""Training of linear layers and ReLUs with a hand-written backward pass.
 
-The lab's linear models are so small that autograd's bookkeeping takes longer than their arithmetic.
-`make_pass` calls the operations that autograd and torch.optim.SGD would call, with the same
-operands, so the weights are the same, bit for bit. `make_native_pass` does without calls into
-PyTorch, whose number is what is left of its time; the weights are the same within rounding.
+The lab's linear models are so small that autograd's overhead takes longer than their arithmetic.
+`make_pass` calls the same operations as autograd and torch.optim.SGD, with the same operands, so
+the weights are equal bit for bit. `make_native_pass` also avoids the overhead of PyTorch's calls;
+the weights are equal within rounding.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fashion.training.kernels.compile import library, takes
 
-# PyTorch's products catch up as layers widen: benchmarks/README.md has the ratios.
+# With wider layers PyTorch's products are as fast: benchmarks/README.md has the ratios.
 MAX_WIDTH = 64
 
 _log_softmax_backward = torch.ops.aten._log_softmax_backward_data.default
@@ -26,7 +26,7 @@ _MEAN, _NO_CLASS_IGNORED = 1, -100  # cross_entropy's defaults, as ATen's functi
 
 
 def supports(model: nn.Module) -> TypeGuard[nn.Sequential]:
-    """Tell whether the model is Flatten, then a Linear, then nothing but Linears and ReLUs."""
+    """Return whether the model is Flatten, then Linear, then only Linear and ReLU layers."""
     return (
         isinstance(model, nn.Sequential)
         and isinstance(model[0], nn.Flatten)
@@ -36,23 +36,23 @@ def supports(model: nn.Module) -> TypeGuard[nn.Sequential]:
 
 
 def supports_native(model: nn.Module) -> TypeGuard[nn.Sequential]:
-    """Tell whether `make_native_pass` can train this model where it is."""
+    """Return whether `make_native_pass` supports this model on its device."""
     return supports(model) and takes(model) and all(len(p) <= MAX_WIDTH for p in model.parameters())
 
 
 def make_pass(
     model: nn.Sequential, lr: float
 ) -> Callable[[Iterable[tuple[Tensor, Tensor]]], Tensor]:
-    """Return the function that takes a step of SGD on the mean cross-entropy of each batch.
+    """Return a function that runs a step of SGD on the mean cross-entropy of each batch.
 
-    It takes batches of float32 images (B, 1, 28, 28) and int64 targets (B,), changes the model's
+    It takes batches of float32 images (B, 1, 28, 28) and int64 targets (B,), updates the model's
     parameters, and returns the logits (N, 10) of all batches, each from just before its step.
 
     Args:
-        model: one that `supports` accepts.
+        model: a model for which `supports` is true.
         lr: the learning rate.
     """
-    # Of a linear layer its weight, the same transposed, and its bias; of a ReLU None.
+    # For a linear layer (weight, transposed weight, bias); for a ReLU None.
     layers = [
         (layer.weight.detach(), layer.weight.detach().t(), layer.bias.detach())
         if isinstance(layer, nn.Linear)
@@ -83,14 +83,14 @@ def make_pass(
                 gradient = _threshold_backward(gradient, activations[number + 1], 0)
                 continue
             weight, _, bias = layer
-            # The gradient of the images, below the first layer, is nobody's.
+            # The input images need no gradient.
             below = gradient.mm(weight) if number else None
             weight.add_(gradient.t().mm(activations[number]), alpha=-lr)
             bias.add_(gradient.sum(0), alpha=-lr)
             gradient = below
         return logits
 
-    @torch.inference_mode()  # once a pass: entering it at each step would take a tenth of the time
+    @torch.inference_mode()  # once per pass: entering it at each step would take 10 % of the time
     def train_pass(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
         return torch.cat([step(images, targets) for images, targets in batches])
 
@@ -100,14 +100,14 @@ def make_pass(
 def make_native_pass(
     model: nn.Sequential, lr: float
 ) -> Callable[[Iterable[tuple[Tensor, Tensor]]], Tensor]:
-    """Return the function that does what that of `make_pass` does, by mlp.c.
+    """Return a function like that of `make_pass`, computed by mlp.c.
 
     Args:
-        model: one that `supports_native` accepts.
+        model: a model for which `supports_native` is true.
         lr: the learning rate.
 
     Raises:
-        KernelError: see `native.library`.
+        KernelError: as for `compile.library`.
     """
     linear = [layer for layer in model[1:] if isinstance(layer, nn.Linear)]
     followers = [*model[2:], None]
@@ -120,7 +120,7 @@ def make_native_pass(
     mlp_step = library().mlp_step
 
     def train_pass(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-        # Addresses hold for one pass: between passes a parameter may get other memory.
+        # Look addresses up in each pass: parameters may be moved between passes.
         network = (
             len(linear),
             (ctypes.c_int * len(widths))(*widths),
