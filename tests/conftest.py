@@ -1,24 +1,15 @@
 """What the tests share: the real dataset, a part of it, an empty tracking store, and a server."""
 
-import atexit
 import os
 import secrets
 import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-# Whatever is put into the temporary folder, by MLflow and Ray too, goes with the tests. Its name is
-# short, as Ray's sockets are in it.
-os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="fashion-")
-# Before MLflow is imported: it reports usage to its makers unless told not to.
-os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-# Before Ray is imported, as entrypoints/sweep.py says.
-os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+from typing import Any
 
 import mlflow
 import pytest
@@ -29,11 +20,7 @@ from fashion.data.dataset import FashionMNIST, Subset, load_dataset
 from fashion.settings.experiment import Architecture, Experiment, Recipe
 from fashion.tracking import training
 from fashion.training.kernels.compile import KernelError, library
-
-# PostgreSQL, another user where the tests run as root, reaches its own folder through this one.
-Path(os.environ["TMPDIR"]).chmod(0o711)
-atexit.register(shutil.rmtree, os.environ["TMPDIR"], ignore_errors=True)
-tempfile.tempdir = os.environ["TMPDIR"]
+from tests.processes import Process
 
 ROOT = Path(__file__).parent.parent
 # What takes longer hangs; a busy machine may take many times as long as a quiet one.
@@ -44,14 +31,24 @@ PUBLIC_NAME = "mlflow.example.org"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--rounds", type=int, default=2, help="How often the tests of faults try each of them."
+        "--rounds", type=int, default=10, help="How often the slow tests of faults try each."
     )
 
 
-@pytest.fixture
+@pytest.fixture(params=[2, pytest.param("--rounds", marks=pytest.mark.slow)])
 def rounds(request: pytest.FixtureRequest) -> int:
     """How often to try a fault that strikes at random."""
-    return request.config.getoption("rounds")
+    chosen = request.param
+    return request.config.getoption(chosen) if chosen == "--rounds" else chosen
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each worker whole files; the tracking server's tests go to one, and long ones singly."""
+    for item in items:
+        if "tracking_server" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("tracking server"))
+        elif item.path.parent.name not in ("sweeps", "system"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 def assert_one_line(result: Result, exit_code: int = 1) -> str:
@@ -139,18 +136,42 @@ def train_small(store: Path, small: FashionMNIST) -> Callable[..., str]:
 
 
 @pytest.fixture
-def command(dataset: FashionMNIST, store: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Return a function that runs an entry point as a user does, in a process of its own."""
+def start(dataset: FashionMNIST, store: Path) -> Iterator[Callable[..., Process]]:
+    """Return a function that starts an entry point in a process of its own.
 
-    def run(entry_point: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", f"entrypoints.{entry_point}", *arguments],
-            env={**os.environ, "PYTHONPATH": str(ROOT), **env},
-            cwd=store,
-            capture_output=True,
-            text=True,
-            timeout=HANG_SECONDS,
-        )
+    What still runs at the end of the test is killed.
+    """
+    processes = []
+
+    def start(entry_point: str, *arguments: str, **options: Any) -> Process:
+        processes.append(Process(f"entrypoints.{entry_point}", *arguments, cwd=store, **options))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left: its exit code, output and errors."""
+
+    returncode: int | None
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def command(
+    start: Callable[..., Process], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Done]:
+    """Return a function that runs an entry point to its end, in a process of its own."""
+
+    def run(entry_point: str, *arguments: str) -> Done:
+        stderr = tmp_path_factory.mktemp("stderr") / "stderr"
+        process = start(entry_point, *arguments, stderr=stderr)
+        output = process.communicate()
+        return Done(process.returncode, output, stderr.read_text())
 
     return run
 

@@ -1,5 +1,6 @@
 """A Click command with one-line error messages, and exit codes for signals."""
 
+import logging
 from typing import Any
 
 import click
@@ -19,6 +20,8 @@ class Command(click.Command):
         }
 
     def invoke(self, ctx: click.Context) -> Any:
+        # Else mlflow.pytorch, when imported, sets the root logger to ERROR: our warnings would end.
+        logging.basicConfig(handlers=[logging.lastResort], format="%(message)s")
         with interruptible() as interruption:
             try:
                 return super().invoke(ctx)

@@ -11,7 +11,7 @@ from torch import nn
 from fashion.errors import SettingError
 from fashion.models import catalogue
 from fashion.settings.experiment import Architecture
-from tests.conftest import HANG_SECONDS, ROOT
+from tests.conftest import HANG_SECONDS
 
 # Parameters of each layer, in the order of the lab's modules.
 SHAPES = {
@@ -54,7 +54,7 @@ def gradients(layout):
 for a, b in zip(gradients(torch.contiguous_format), gradients(torch.channels_last), strict=True):
     torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * a.abs().max().item())
 """
-    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, timeout=HANG_SECONDS
     )

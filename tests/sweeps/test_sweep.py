@@ -3,8 +3,6 @@
 import os
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from io import StringIO
@@ -29,6 +27,7 @@ from fashion.sweeps.trials import TrialResult
 from fashion.tracking import checkpoint
 from fashion.training.build import build
 from tests.conftest import HANG_SECONDS, ROOT, assert_one_line
+from tests.processes import Process
 
 SPACE = """
 model: baseline
@@ -47,28 +46,15 @@ def space_file(store: Path) -> Path:
 
 
 @pytest.fixture
-def start(dataset: FashionMNIST, store: Path, space_file: Path) -> Iterator[Callable[..., Any]]:
+def start_sweep(start: Callable[..., Process], space_file: Path) -> Callable[..., Process]:
     """Return a function that starts a sweep in a process of its own."""
-    processes = []
     # The command must find out itself that Ray is not to start workers by uv.
     environment = {name: os.environ[name] for name in os.environ if "UV_RUN" not in name}
 
-    def start(*arguments: str, **env: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "entrypoints.sweep", *arguments],
-            env={**environment, "PYTHONPATH": str(ROOT), **env},
-            cwd=store,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        processes.append(process)
-        return process
+    def start_sweep(*arguments: str, **env: str) -> Process:
+        return start("sweep", *arguments, env=environment | env)
 
-    yield start
-    for process in processes:
-        process.kill()
-        process.communicate()
+    return start_sweep
 
 
 def sweep_and_trials() -> tuple[Run, list[Run]]:
@@ -98,10 +84,10 @@ def assert_all_accounted_for(count: int, epochs: int) -> tuple[Run, list[Run]]:
 
 @pytest.mark.parametrize("search", ["random", "optuna"])
 def test_every_trial_is_a_child_and_the_best_one_can_be_trained_again(
-    start: Callable[..., Any], search: str
+    start_sweep: Callable[..., Process], search: str
 ) -> None:
-    process = start("--space", "space.yaml", "--trials", str(TRIALS), "--search", search)
-    output, _ = process.communicate(timeout=HANG_SECONDS)
+    process = start_sweep("--space", "space.yaml", "--trials", str(TRIALS), "--search", search)
+    output = process.communicate()
     assert process.returncode == 0, output
     parent, trials = assert_all_accounted_for(TRIALS, epochs=4)
     assert any(trial.data.tags["stopped_early"] == "false" for trial in trials)
@@ -129,10 +115,12 @@ def artifact(run: Run, name: str) -> Path:
     return Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=name))
 
 
-def test_a_grid_tries_every_combination(start: Callable[..., Any], space_file: Path) -> None:
+def test_a_grid_tries_every_combination(
+    start_sweep: Callable[..., Process], space_file: Path
+) -> None:
     space_file.write_text("{model: baseline, epochs: 1, lr: [0.01, 0.1], batch_size: [64, 128]}")
-    process = start("--space", "space.yaml", "--search", "grid")
-    output, _ = process.communicate(timeout=HANG_SECONDS)
+    process = start_sweep("--space", "space.yaml", "--search", "grid")
+    output = process.communicate()
     assert process.returncode == 0, output
     _, trials = assert_all_accounted_for(4, epochs=1)
     tried = {(trial.data.params["lr"], trial.data.params["batch_size"]) for trial in trials}
@@ -141,14 +129,14 @@ def test_a_grid_tries_every_combination(start: Callable[..., Any], space_file: P
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_sweep_goes_on_after_its_process_was_killed(
-    start: Callable[..., Any], command: Callable[..., Any], number: signal.Signals
+    start_sweep: Callable[..., Process], command: Callable[..., Any], number: signal.Signals
 ) -> None:
-    process = start("--space", "space.yaml", "--trials", str(TRIALS), "--search", "optuna")
+    process = start_sweep("--space", "space.yaml", "--trials", str(TRIALS), "--search", "optuna")
     for line in process.stdout:
         if line.startswith("trial "):
             break
     process.send_signal(number)
-    output, _ = process.communicate(timeout=HANG_SECONDS)
+    output = process.communicate()
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), output
     assert "Traceback" not in output
     if number == signal.SIGKILL:
@@ -157,7 +145,7 @@ def test_a_sweep_goes_on_after_its_process_was_killed(
     assert stopped.info.status == "KILLED"
     assert {trial.info.status for trial in before} <= {"FINISHED", "KILLED"}
 
-    output, _ = start("--resume", "latest").communicate(timeout=HANG_SECONDS)
+    output = start_sweep("--resume", "latest").communicate()
     parent, trials = assert_all_accounted_for(TRIALS, epochs=4)
     assert parent.info.run_id == stopped.info.run_id, output
     assert {run.info.run_id for run in before} <= {run.info.run_id for run in trials}
@@ -173,10 +161,10 @@ def cluster() -> Iterator[Cluster]:
 
 
 def test_no_trial_is_lost_with_a_node(
-    start: Callable[..., Any], space_file: Path, cluster: Cluster
+    start_sweep: Callable[..., Process], space_file: Path, cluster: Cluster
 ) -> None:
     space_file.write_text("{model: baseline, epochs: 20, lr: [0.01, 0.1], batch_size: [32, 64]}")
-    process = start(
+    process = start_sweep(
         *("--space", "space.yaml", "--search", "grid", "--grace-epochs", "0"),
         RAY_ADDRESS=cluster.address,
     )
@@ -185,7 +173,7 @@ def test_no_trial_is_lost_with_a_node(
     while not (on_it := trials_on(node.node_id)) and time.monotonic() < deadline:
         time.sleep(0.2)
     cluster.remove_node(node, allow_graceful=False)
-    output, _ = process.communicate(timeout=HANG_SECONDS)
+    output = process.communicate()
     assert process.returncode == 0, output
     _, trials = assert_all_accounted_for(4, epochs=20)
     assert on_it <= {trial.info.run_id for trial in trials}

@@ -36,7 +36,7 @@ from fashion.settings.experiment import Architecture
 from fashion.sweeps import plan
 from fashion.tracking import models
 from fashion.tracking.models import RegistryError
-from tests.conftest import HANG_SECONDS, ROOT, assert_one_line
+from tests.conftest import HANG_SECONDS, assert_one_line
 
 # The same examples on every machine; a fixture serves all of a test's examples.
 bounded = settings(
@@ -152,7 +152,6 @@ except FashionError:
 """
     done = subprocess.run(
         [sys.executable, "-c", program],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=HANG_SECONDS,

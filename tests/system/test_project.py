@@ -168,7 +168,6 @@ def test_no_module_has_side_effects_on_import(
         [sys.executable, "-c", code],
         env={
             **os.environ,
-            "PYTHONPATH": str(ROOT),
             "HOME": str(tmp_path),
             # matplotlib caches the system's fonts where it is told to.
             "MPLCONFIGDIR": str(tmp_path_factory.mktemp("matplotlib")),

@@ -21,7 +21,7 @@ from fashion.data.dataset import FashionMNIST
 from fashion.models import catalogue
 from fashion.settings.experiment import Architecture
 from fashion.tracking import checkpoint
-from tests.conftest import HANG_SECONDS, ROOT
+from tests.conftest import HANG_SECONDS
 
 # What both ways of training run: 340 images in batches of 33, which two processes cannot halve,
 # and a last one of 10.
@@ -67,7 +67,7 @@ def by_two(tmp_path_factory: pytest.TempPathFactory, dataset: FashionMNIST) -> l
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
             *(str(folder / "launched.py"), repr(CASES), str(folder / "found.pt")),
         ],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         cwd=folder,
         check=True,
         timeout=HANG_SECONDS,
@@ -127,7 +127,6 @@ def test_stopped_together_they_go_on_together(
     settings = ("--model", "baseline", "--epochs", "8", "--batch-size", "256")
     process = subprocess.Popen(
         [sys.executable, "-m", "entrypoints.train", *settings, "--augment=flip", "--nproc=2"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
         cwd=store,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -170,7 +169,7 @@ def test_two_machines_are_one_run(dataset: FashionMNIST, store: Path) -> None:
                 *("--local-addr=127.0.0.1", "-m", "entrypoints.train", "--model", "baseline"),
                 *("--epochs", "1"),
             ],
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
             cwd=store,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -1,0 +1,95 @@
+"""Commands in processes of their own, forked from one that has imported what they import.
+
+A command spends more time on importing PyTorch and MLflow than on training a small model, and the
+tests start a hundred.
+"""
+
+import multiprocessing
+import os
+import runpy
+import sys
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["tests.preload"])
+
+
+class Process:
+    """`python -m MODULE ARGUMENTS`, with the part of `subprocess.Popen` that the tests use.
+
+    Args:
+        env: its variables, in place of this process's.
+
+    Attributes:
+        pid: of the process.
+        stdout: the lines of its output, and of its errors unless those go to the file `stderr`.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        *arguments: str,
+        cwd: Path,
+        env: Mapping[str, str] | None = None,
+        stderr: Path | None = None,
+    ) -> None:
+        reader, writer = _context.Pipe(duplex=False)
+        self._process = _context.Process(
+            target=_run, args=(module, arguments, dict(env or os.environ), cwd, writer, stderr)
+        )
+        self._process.start()
+        writer.close()
+        self.pid = self._process.pid
+        self.stdout = os.fdopen(os.dup(reader.fileno()))
+        reader.close()
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, negative after a signal; None while it runs."""
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait until it has ended, at most `timeout` seconds; return its `returncode`."""
+        self._process.join(timeout)
+        return self.returncode
+
+    def communicate(self) -> str:
+        """Return the rest of its output, once it has ended."""
+        output = self.stdout.read()
+        self.wait()
+        return output
+
+    def kill(self) -> None:
+        """Kill it, unless it has ended."""
+        self._process.kill()
+        self._process.join()
+
+
+def _run(
+    module: str,
+    arguments: tuple[str, ...],
+    env: Mapping[str, str],
+    cwd: Path,
+    stdout: Connection,
+    stderr: Path | None,
+) -> None:
+    """Become the command."""
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    os.dup2(stdout.fileno(), 1)
+    os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT) if stderr else 1, 2)
+    stdout.close()
+    # OpenMP has read its variable before; by default it is all cores.
+    torch.set_num_threads(int(env.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+    sys.argv[1:] = arguments
+    sys.modules.pop(module, None)  # as it is run, not imported
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
