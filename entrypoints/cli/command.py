@@ -21,7 +21,8 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         # Else mlflow.pytorch, when imported, sets the root logger to ERROR: our warnings would end.
-        logging.basicConfig(handlers=[logging.lastResort], format="%(message)s")
+        to_stderr = logging.lastResort or logging.StreamHandler()
+        logging.basicConfig(handlers=[to_stderr], format="%(message)s")
         with interruptible() as interruption:
             try:
                 return super().invoke(ctx)

@@ -34,6 +34,15 @@ def rank() -> int:
     return int(os.environ["RANK"]) if is_launched() else 0
 
 
+def rank_seed(seed: int) -> int:
+    """Return the seed of this process for draws that must differ between processes.
+
+    Torch's CPU generator reads only the lower 32 bits of a seed, so what is above them, and the
+    rank, is spread over them by the golden ratio. On rank 0 a seed below 2**32 stays as it is.
+    """
+    return (seed + ((seed >> 32) + rank()) * 0x9E3779B9) % 2**32
+
+
 def launch(nproc: int, module: str, arguments: Sequence[str]) -> int:
     """Run `python -m module arguments` in `nproc` processes on this machine.
 

@@ -56,7 +56,7 @@ class Steps:
         self.forward = _synchronized(model) if self.workers > 1 else self.kernels.forward
         self.optimizers = make_optimizers(model, recipe)
         self.schedules = [make_schedule(each, recipe, steps_per_epoch) for each in self.optimizers]
-        self.augment = Augmentation(recipe.augment, (distributed.rank() << 48) + recipe.seed)
+        self.augment = Augmentation(recipe.augment, distributed.rank_seed(recipe.seed))
         self.mix = make_mixup(recipe.mixup)
         self.autocast = partial(
             torch.autocast,

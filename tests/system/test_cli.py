@@ -106,6 +106,11 @@ def test_a_preset_gives_the_defaults_and_an_option_overrides_it(
         }
 
 
+def test_main_takes_what_train_takes() -> None:
+    names = [{parameter.name for parameter in each.params} for each in (train, main)]
+    assert names[0] - names[1] == {"resume"}
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_can_be_built(preset: str) -> None:
     asked = Experiment.from_options({"preset": preset})

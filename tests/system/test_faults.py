@@ -311,6 +311,26 @@ def test_a_full_disk_is_said_in_one_line(start: Start, store: Path) -> None:
     assert the_run().data.tags["failure"].startswith("cannot write ")
 
 
+@pytest.mark.parametrize("again", [[], [signal.SIGINT, signal.SIGTERM]])
+def test_a_database_that_never_answers_does_not_hold_a_stopped_process(
+    start: Start, again: list[signal.Signals]
+) -> None:
+    """The second signal ends it, or ten seconds do."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"postgresql+psycopg://me@127.0.0.1:{silent.getsockname()[1]}/runs"
+        process = start(*BASELINE, env={**os.environ, "MLFLOW_TRACKING_URI": uri})
+        connection, _ = silent.accept()
+        with connection:
+            process.send_signal(signal.SIGINT)
+            for number in again:
+                process.wait(timeout=1.5)  # else it is the terminal's and mlflow run's one Ctrl-C
+                process.send_signal(number)
+            output = process.communicate()
+    assert process.returncode == 128 + signal.SIGINT
+    assert output.splitlines()[-1] == "Stopped by SIGINT"
+    assert "Traceback" not in output
+
+
 def test_no_password_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "http://me:secret@127.0.0.1:1/path")
     with pytest.raises(TrackingError) as raised, refusals("do"):

@@ -1,6 +1,7 @@
 """MLproject, conda.yaml, uv.lock and the commands agree, and `mlflow run` works as documented."""
 
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -90,12 +91,14 @@ def test_conda_uses_conda_forge_alone() -> None:
     assert CONDA["channels"] == ["conda-forge", "nodefaults"]
 
 
-def test_ci_runs_the_readmes_test_command() -> None:
-    lines = (ROOT / "README.md").read_text().splitlines()
-    commands = [line for line in lines if line.startswith("python3 -m pip install")]
+def test_ci_runs_the_readmes_test_commands() -> None:
+    readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
+    searches = re.findall(r"grep .*?'(.+?)' README.md", ci)
+    found = [re.search(search, readme, re.MULTILINE).group() for search in searches]
+    assert found == ["uv run pytest", ".uv/bin/uv run pytest -m slow"]
+    commands = [line for line in readme.splitlines() if line.startswith("python3 -m pip install")]
     assert ["mlflow run ." in command for command in commands] == [True, False]
-    assert "uv run pytest" in commands[1]
-    assert "uv run pytest" in (ROOT / ".ci" / "run").read_text()
+    assert commands[1].endswith("&& .uv/bin/uv run pytest")
 
 
 def test_the_lock_is_up_to_date() -> None:

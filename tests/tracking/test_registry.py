@@ -202,7 +202,7 @@ def test_a_test_metric_selects_only_when_insisted_on() -> None:
 
 
 @pytest.mark.parametrize("metric", ["test_accuracy", "test_loss"])
-@pytest.mark.parametrize("change", [0.004, -0.004, float("nan")])
+@pytest.mark.parametrize("change", [0.004, -0.004, 0.0005, float("nan")])
 def test_a_metric_that_the_stored_model_does_not_give_is_refused(
     runs: dict[str, str], metric: str, change: float
 ) -> None:
@@ -480,6 +480,60 @@ def test_a_champion_that_was_never_named_is_named_by_the_next(
     assert aliases() == {}
     # Even where that registers a worse one.
     assert register("poor").champion == "1"
+
+
+@pytest.fixture
+def make_version(runs: dict[str, str]) -> Callable[..., str]:
+    """Return a function that makes a version with a val_accuracy on certain images."""
+    client = MlflowClient()
+    client.create_registered_model(MODEL_NAME)
+    source = models.model_uri(mlflow.get_run(runs["good"]))
+
+    def make(val_accuracy: float, images: str = "the same") -> str:
+        tags = {"val_accuracy": str(val_accuracy), "validation_digest": images}
+        version = client.create_model_version(MODEL_NAME, source, tags=tags)
+        return str(version.version)
+
+    return make
+
+
+def promote() -> str:
+    number, _ = registry.promote(MlflowClient(), MODEL_NAME, "val_accuracy")
+    assert aliases()[CHAMPION] == number
+    return number
+
+
+@pytest.mark.parametrize("champion", ["1", "2"])
+def test_a_tie_does_not_move_the_alias(make_version: Callable[..., str], champion: str) -> None:
+    assert [make_version(0.8), make_version(0.8)] == ["1", "2"]
+    MlflowClient().set_registered_model_alias(MODEL_NAME, CHAMPION, champion)
+    assert promote() == champion
+
+
+def test_the_first_champion_is_chosen_among_versions_measured_on_the_same_images(
+    make_version: Callable[..., str],
+) -> None:
+    make_version(0.9, "ten easy ones")
+    make_version(0.7)
+    best = make_version(0.8)
+    make_version(0.6)
+    assert promote() == best
+
+
+def test_a_better_version_that_appears_while_the_alias_moves_becomes_champion(
+    make_version: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_version(0.7)
+    late: list[str] = []
+    set_alias = MlflowClient.set_registered_model_alias
+
+    def set_alias_late(client: MlflowClient, name: str, alias: str, version: str) -> None:
+        if not late:  # another process registers, and reads the alias before it is set
+            late.append(make_version(0.8))
+        set_alias(client, name, alias, version)
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", set_alias_late)
+    assert promote() == late[0]
 
 
 def test_a_rollback_that_broke_off_does_not_bar_the_restored_champion(

@@ -5,7 +5,7 @@ import torch
 
 from fashion.data.dataset import FashionMNIST, to_float
 from fashion.models import catalogue
-from fashion.settings.experiment import Recipe
+from fashion.settings.experiment import AUGMENTATIONS, Recipe
 from fashion.training import augmentation, loop
 from fashion.training.augmentation import CHANGES
 
@@ -17,6 +17,10 @@ def images(small: FashionMNIST) -> torch.Tensor:
 
 def apply(name: str, images: torch.Tensor, seed: int = 1) -> torch.Tensor:
     return augmentation.Augmentation([name], seed)(images)
+
+
+def test_every_augmentation_that_can_be_asked_for_exists() -> None:
+    assert set(AUGMENTATIONS) == set(CHANGES)
 
 
 def test_half_of_the_images_are_mirrored_and_nothing_else(images: torch.Tensor) -> None:

@@ -28,10 +28,11 @@ from tests.conftest import HANG_SECONDS
 TRAIN = """
 import sys
 import torch
-from fashion.data.dataset import Subset, load_dataset
+from fashion.data.dataset import Subset, load_dataset, to_float
 from fashion.models import catalogue
 from fashion.settings.experiment import Architecture, Recipe
 from fashion.training import distributed, loop
+from fashion.training.augmentation import Augmentation
 
 def head(subset, size):
     return Subset(subset.name, subset.images[:size], subset.labels[:size], subset.digest)
@@ -44,10 +45,23 @@ def train(dataset, name, architecture, settings):
     return losses, model.state_dict()
 """
 LAUNCHED = f"""{TRAIN}
+def first_mask(dataset):
+    masks = []
+    model = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(784, 10), torch.nn.Dropout(0.5)
+    )
+    model[2].register_forward_hook(lambda _, inputs, output: masks.append(output == 0))
+    list(loop.train(model, head(dataset.train, 64), Recipe(epochs=1, batch_size=64)))
+    return masks[0]
+
 with distributed.joined(torch.device("cpu")):
-    found = [train(load_dataset(), *case) for case in eval(sys.argv[1])]
+    dataset = load_dataset()
+    found = [train(dataset, *case) for case in eval(sys.argv[1])]
+    flip = Augmentation(["flip"], distributed.rank_seed(42))
+    flipped = flip(to_float(dataset.train.images[:100]))
+    random = distributed.gather((first_mask(dataset), flipped))
     if distributed.rank() == 0:
-        torch.save(found, sys.argv[2])
+        torch.save((found, random), sys.argv[2])
 """
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("baseline", {}, {"lr": 0.05}),
@@ -58,8 +72,8 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.fixture(scope="module")
-def by_two(tmp_path_factory: pytest.TempPathFactory, dataset: FashionMNIST) -> list[Any]:
-    """Losses and weights of all cases, trained by two processes of torchrun."""
+def by_two(tmp_path_factory: pytest.TempPathFactory, dataset: FashionMNIST) -> tuple[Any, Any]:
+    """By two processes of torchrun: losses and weights of all cases; what each has drawn."""
     folder = tmp_path_factory.mktemp("launched")
     (folder / "launched.py").write_text(LAUNCHED)
     subprocess.run(
@@ -77,12 +91,12 @@ def by_two(tmp_path_factory: pytest.TempPathFactory, dataset: FashionMNIST) -> l
 
 @pytest.mark.parametrize("number", range(len(CASES)))
 def test_two_processes_give_what_one_gives(
-    by_two: list[Any], dataset: FashionMNIST, number: int
+    by_two: tuple[Any, Any], dataset: FashionMNIST, number: int
 ) -> None:
     scope: dict[str, Any] = {}
     exec(TRAIN, scope)
     losses, weights = scope["train"](dataset, *CASES[number])
-    their_losses, their_weights = by_two[number]
+    their_losses, their_weights = by_two[0][number]
     # float32 sums in another order, over 22 steps.
     assert torch.allclose(torch.tensor(their_losses), torch.tensor(losses), rtol=1e-4, atol=1e-4)
     # Adaptive optimisers step as far where a gradient is next to nothing, and so mostly rounding.
@@ -92,6 +106,13 @@ def test_two_processes_give_what_one_gives(
     for key, tensor in weights.items():
         learnt = (tensor - untrained[key]).norm()
         assert (their_weights[key] - tensor).norm() < tolerance * learnt, key
+
+
+def test_each_process_draws_random_numbers_of_its_own(by_two: tuple[Any, Any]) -> None:
+    (mask, augmented), (other_mask, otherwise_augmented) = by_two[1]
+    assert mask.shape == other_mask.shape == (32, 10)
+    assert 0.3 < (mask == other_mask).float().mean() < 0.7
+    assert not torch.equal(augmented, otherwise_augmented)
 
 
 def the_run() -> Run:

@@ -12,6 +12,8 @@ from entrypoints.train import train as train_command
 from fashion.data.dataset import FashionMNIST
 from fashion.models import catalogue
 from fashion.settings.experiment import Architecture, Recipe
+from fashion.training import loop
+from fashion.training.kernels import conv3x3
 from fashion.training.kernels.choose import choose
 from fashion.training.kernels.compile import KernelError, library
 
@@ -46,6 +48,21 @@ def test_they_serve_the_labs_models_alone() -> None:
     assert used("auto", catalogue.build("baseline", seed=42), momentum=0.9) == "torch"
     assert used("auto", catalogue.build("cnn", seed=42), momentum=0.9) == "native"
     assert used("native", catalogue.build("resnet", seed=42)) == "torch"
+
+
+@pytest.mark.usefixtures("native_kernels")
+def test_what_trains_validates_too(small: FashionMNIST, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the native kernels, where several processes or bfloat16 have PyTorch's train."""
+    model = catalogue.build("cnn", seed=42)
+    assert choose(model, Recipe()).name == "native"
+    shared = choose(model, Recipe(), nproc=2)
+    assert (shared.name, shared.forward) == ("torch", model)
+
+    monkeypatch.setattr(conv3x3, "forward", lambda *_: pytest.fail("native kernels were used"))
+    recipe = Recipe(epochs=1, precision="bfloat16")
+    assert choose(model, recipe).name == "torch"
+    (epoch,) = loop.train(model, small.train, recipe, small.test)
+    assert epoch.metrics["val_accuracy"] > 0
 
 
 @pytest.mark.usefixtures("native_kernels")
