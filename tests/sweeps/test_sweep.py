@@ -82,7 +82,7 @@ def assert_all_accounted_for(count: int, epochs: int) -> tuple[Run, list[Run]]:
     return parent, trials
 
 
-@pytest.mark.parametrize("search", ["random", "optuna"])
+@pytest.mark.parametrize("search", ["optuna", pytest.param("random", marks=pytest.mark.slow)])
 def test_every_trial_is_a_child_and_the_best_one_can_be_trained_again(
     start_sweep: Callable[..., Process], search: str
 ) -> None:
@@ -127,7 +127,9 @@ def test_a_grid_tries_every_combination(
     assert tried == {("0.01", "64"), ("0.01", "128"), ("0.1", "64"), ("0.1", "128")}
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+)
 def test_a_sweep_goes_on_after_its_process_was_killed(
     start_sweep: Callable[..., Process], command: Callable[..., Any], number: signal.Signals
 ) -> None:
