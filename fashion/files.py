@@ -6,7 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from platformdirs import user_cache_path, user_state_path
+
 from fashion.errors import FashionError
+
+NAME = "fashion-mnist"
 
 
 class FileError(FashionError):
@@ -15,7 +19,7 @@ class FileError(FashionError):
 
 def cache_dir() -> Path:
     """Return the folder for downloads and compiled kernels, which need not exist."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fashion-mnist"
+    return user_cache_path(NAME)
 
 
 def state_dir() -> Path:
@@ -24,10 +28,7 @@ def state_dir() -> Path:
     It is FASHION_STATE_DIR, else this project's folder in the user's state directory.
     """
     chosen = os.environ.get("FASHION_STATE_DIR")
-    if chosen:
-        return Path(chosen).expanduser()
-    state = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser()
-    return state / "fashion-mnist"
+    return Path(chosen).expanduser() if chosen else user_state_path(NAME)
 
 
 @contextmanager
