@@ -42,6 +42,7 @@ def rounds(request: pytest.FixtureRequest) -> int:
     return request.config.getoption(chosen) if chosen == "--rounds" else chosen
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give each worker whole files; the tracking server's tests go to one, and long ones singly."""
     for item in items:
