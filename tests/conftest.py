@@ -14,6 +14,8 @@ from typing import Any
 import mlflow
 import pytest
 from click.testing import Result
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from deploy import server
 from fashion.data.dataset import FashionMNIST, Subset, load_dataset
@@ -42,14 +44,19 @@ def rounds(request: pytest.FixtureRequest) -> int:
     return request.config.getoption(chosen) if chosen == "--rounds" else chosen
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each worker whole files; the tracking server's tests go to one, and long ones singly."""
-    for item in items:
-        if "tracking_server" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("tracking server"))
-        elif item.path.parent.name not in ("sweeps", "system"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+class Scheduling(LoadScopeScheduling):
+    """Gives the workers whole files, which have fixtures of their own, but long tests singly."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        if Path(file).name in ("test_concurrency.py", "test_shared_server.py"):
+            return "tracking server"
+        return nodeid if "/system/" in file or "/sweeps/" in file else file
+
+
+# Not `--dist loadgroup`: under pytest 9.2, pytest-xdist 3.8 overlooks the groups.
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
+    return Scheduling(config, log)
 
 
 def assert_one_line(result: Result, exit_code: int = 1) -> str:
