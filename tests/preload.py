@@ -12,6 +12,10 @@ from entrypoints import train
 
 # A pool of threads would not outlive a fork.
 torch.set_num_threads(1)
+# The test that needs the first process may have named a store and an experiment.
+for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+    if name != "MLFLOW_DISABLE_TELEMETRY":
+        del os.environ[name]
 # MLflow looks once for the commit of the script that runs.
 sys.argv[0] = train.__file__
 
