@@ -37,11 +37,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.fixture(params=[2, pytest.param("--rounds", marks=pytest.mark.slow)])
+@pytest.fixture(params=["few", pytest.param("many", marks=pytest.mark.slow)])
 def rounds(request: pytest.FixtureRequest) -> int:
     """How often to try a fault that strikes at random."""
-    chosen = request.param
-    return request.config.getoption(chosen) if chosen == "--rounds" else chosen
+    return 2 if request.param == "few" else request.config.getoption("rounds")
 
 
 class Scheduling(LoadScopeScheduling):
@@ -160,26 +159,19 @@ def start(dataset: FashionMNIST, store: Path) -> Iterator[Callable[..., Process]
         process.kill()
 
 
-@dataclass(frozen=True)
-class Done:
-    """What a command left: its exit code, output and errors."""
-
-    returncode: int | None
-    stdout: str
-    stderr: str
-
-
 @pytest.fixture
 def command(
     start: Callable[..., Process], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., Done]:
+) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Return a function that runs an entry point to its end, in a process of its own."""
 
-    def run(entry_point: str, *arguments: str) -> Done:
+    def run(entry_point: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         stderr = tmp_path_factory.mktemp("stderr") / "stderr"
         process = start(entry_point, *arguments, stderr=stderr)
         output = process.communicate()
-        return Done(process.returncode, output, stderr.read_text())
+        return subprocess.CompletedProcess(
+            (entry_point, *arguments), process.returncode, output, stderr.read_text()
+        )
 
     return run
 

@@ -22,7 +22,7 @@ class Process:
     """`python -m MODULE ARGUMENTS`, with the part of `subprocess.Popen` that the tests use.
 
     Args:
-        env: its variables, in place of this process's.
+        env: its variables, in place of this process's; OMP_NUM_THREADS is one of them.
 
     Attributes:
         pid: of the process.
@@ -88,8 +88,8 @@ def _run(
     os.dup2(stdout.fileno(), 1)
     os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT) if stderr else 1, 2)
     stdout.close()
-    # OpenMP has read its variable before; by default it is all cores.
-    torch.set_num_threads(int(env.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+    # OpenMP has read its variable before.
+    torch.set_num_threads(int(env["OMP_NUM_THREADS"]))
     sys.argv[1:] = arguments
     sys.modules.pop(module, None)  # as it is run, not imported
     runpy.run_module(module, run_name="__main__", alter_sys=True)

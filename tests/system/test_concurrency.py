@@ -55,13 +55,16 @@ def test_nothing_is_lost_between_processes_at_one_store(
     register = ("entrypoints.register", "--model", "baseline", "--name", name)
     training = [start(*train, str(seed)) for seed in range(trainings)]
     registering = [start(*register) for _ in range(registrations)]
-    while registering:
+    for _ in range(100):
         process = registering.pop(0)
         output = finish(process)
         if process.returncode:  # at first there is nothing to register
             assert output.splitlines()[-1].startswith("Error: no finished baseline run"), output
             time.sleep(2)  # or those who wait would starve those who train
             registering.append(start(*register))
+        elif not registering:
+            break
+    assert not registering, "nothing to register"
     for process in training:
         output = finish(process)
         assert process.returncode == 0, output

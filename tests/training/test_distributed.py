@@ -22,6 +22,7 @@ from fashion.models import catalogue
 from fashion.settings.experiment import Architecture
 from fashion.tracking import checkpoint
 from tests.conftest import HANG_SECONDS
+from tests.processes import Process
 
 # What both ways of training run: 340 images in batches of 33, which two processes cannot halve,
 # and a last one of 10.
@@ -143,21 +144,15 @@ def test_they_are_one_run(command: Callable[..., Any]) -> None:
 
 
 def test_stopped_together_they_go_on_together(
-    dataset: FashionMNIST, store: Path, command: Callable[..., Any]
+    start: Callable[..., Process], command: Callable[..., Any]
 ) -> None:
     settings = ("--model", "baseline", "--epochs", "8", "--batch-size", "256")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "entrypoints.train", *settings, "--augment=flip", "--nproc=2"],
-        cwd=store,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = start("train", *settings, "--augment=flip", "--nproc=2")
     for line in process.stdout:
         if "epoch 2/" in line:
             break
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=HANG_SECONDS)
+    output = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM, output
     assert "Traceback" not in output
     stopped = the_run()
