@@ -78,13 +78,14 @@ def dataset() -> FashionMNIST:
 def small(dataset: FashionMNIST) -> FashionMNIST:
     """The first 2,000 training and 500 test images: enough to learn something in a second."""
     return FashionMNIST(
-        train=_head(dataset.train, 2_000),
-        test=_head(dataset.test, 500),
+        train=head(dataset.train, 2_000),
+        test=head(dataset.test, 500),
         directory=dataset.directory,
     )
 
 
-def _head(subset: Subset, size: int) -> Subset:
+def head(subset: Subset, size: int) -> Subset:
+    """Return the first images of a subset."""
     return Subset(subset.name, subset.images[:size], subset.labels[:size], subset.digest)
 
 

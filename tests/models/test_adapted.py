@@ -1,6 +1,5 @@
 """torchvision's classifiers take the dataset's images, and weights that they are given."""
 
-from collections.abc import Callable
 from pathlib import Path
 from urllib.error import URLError
 
@@ -14,9 +13,10 @@ from entrypoints.train import train as train_command
 from fashion.data.dataset import FashionMNIST
 from fashion.errors import ModelError
 from fashion.models import catalogue
-from fashion.settings.experiment import Architecture, Recipe
-from fashion.tracking import models
+from fashion.settings.experiment import Architecture, Experiment, Recipe
+from fashion.tracking import models, training
 from fashion.training import evaluation, loop
+from tests.conftest import head
 
 # One whose classes are scored by a linear layer, and one by a convolution.
 RESNET, SQUEEZENET = "torchvision:resnet18", "torchvision:squeezenet1_1"
@@ -118,10 +118,11 @@ def test_what_cannot_take_small_images_is_refused(name: str) -> None:
         catalogue.build(f"torchvision:{name}", seed=42)
 
 
-def test_a_run_can_be_loaded_and_rebuilt(
-    train_small: Callable[..., str], small: FashionMNIST, weights: Path
-) -> None:
-    run = mlflow.get_run(train_small(RESNET, lr=0.01, architecture={"pretrained": str(weights)}))
+def test_a_run_can_be_loaded_and_rebuilt(store: Path, small: FashionMNIST, weights: Path) -> None:
+    few = FashionMNIST(head(small.train, 320), head(small.test, 100), small.directory)
+    recipe, architecture = Recipe(epochs=1, lr=0.01), Architecture(pretrained=str(weights))
+    run_id = training.train(Experiment(RESNET, architecture, 0, "cpu", recipe), few)
+    run = mlflow.get_run(run_id)
     assert run.data.params["model"] == RESNET
     assert run.data.params["pretrained"] == str(weights)
     (model,) = mlflow.search_logged_models(output_format="list")
@@ -130,5 +131,5 @@ def test_a_run_can_be_loaded_and_rebuilt(
         rebuilt = models.rebuild(model.model_uri)
     finally:
         weights.with_suffix(".moved").rename(weights)
-    accuracy = evaluation.evaluate(rebuilt, small.test).accuracy
-    assert accuracy == pytest.approx(run.data.metrics["test_accuracy"], abs=0.003)
+    accuracy = evaluation.evaluate(rebuilt, few.test).accuracy
+    assert accuracy == pytest.approx(run.data.metrics["test_accuracy"], abs=0.011)

@@ -23,6 +23,7 @@ from fashion.tracking import models, registry
 from fashion.tracking.query import Query
 from fashion.training import evaluation
 from tests.conftest import HANG_SECONDS, PUBLIC_NAME, ROOT, TrackingServer
+from tests.processes import Process
 
 EXPERIMENT = "fashion-mnist"
 MODEL = "fashion-mnist-baseline"
@@ -237,19 +238,20 @@ def test_who_is_not_let_in_learns_it_in_one_line(
     # A home of its own: MLflow reads credentials there.
     variables |= {"HOME": str(tmp_path), "FASHION_DATA_DIR": str(dataset.directory)}
     runs = request(tracking_server, "runs/search", {"experiment_ids": ["0"]})
-    done = subprocess.run(
-        [sys.executable, "-m", "entrypoints.train", "--model", "baseline", "--epochs", "1"],
+    stderr = tmp_path / "stderr"
+    process = Process(
+        *("entrypoints.train", "--model", "baseline", "--epochs", "1"),
+        cwd=tmp_path,
         env=environment(**variables),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
+        stderr=stderr,
     )
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("Error: ")
-    assert "set MLFLOW_TRACKING_USERNAME" in done.stderr
-    assert password not in done.stderr
+    assert process.communicate() == ""
+    assert process.returncode == 1
+    message = stderr.read_text()
+    assert len(message.splitlines()) == 1
+    assert message.startswith("Error: ")
+    assert "set MLFLOW_TRACKING_USERNAME" in message
+    assert password not in message
     with urllib.request.urlopen(runs) as response:
         assert json.load(response).get("runs", []) == []
 

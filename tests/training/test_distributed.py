@@ -116,13 +116,7 @@ def test_each_process_draws_random_numbers_of_its_own(by_two: tuple[Any, Any]) -
     assert not torch.equal(augmented, otherwise_augmented)
 
 
-def the_run() -> Run:
-    (run,) = mlflow.search_runs(output_format="list")
-    return run
-
-
-def assert_one_run_of_two(epochs: int) -> Run:
-    run = the_run()
+def assert_one_run_of_two(run: Run, epochs: int) -> None:
     assert run.info.status == "FINISHED"
     assert run.data.params["nproc"] == "2"
     assert run.data.params["kernels_used"] == "torch"
@@ -130,16 +124,19 @@ def assert_one_run_of_two(epochs: int) -> Run:
     assert [point.step for point in history] == list(range(1, epochs + 1))
     assert len(run.outputs.model_outputs) == 1
     assert checkpoint.unfinished() == []
-    return run
 
 
-def test_they_are_one_run(command: Callable[..., Any]) -> None:
-    done = command("train", "--model", "baseline", "--epochs", "2", "--nproc", "2")
+def test_they_are_one_run_for_each_seed(command: Callable[..., Any]) -> None:
+    done = command("train", "--model=baseline", "--epochs=2", "--nproc=2", "--seeds=2")
     assert done.returncode == 0, done.stderr
-    run = assert_one_run_of_two(epochs=2)
-    assert run.data.metrics["test_accuracy"] > 0.75
-    assert done.stdout.count("epoch 2/2") == 1
-    assert done.stdout.splitlines()[-1] == f"Logged as run {run.info.run_id}"
+    *children, parent = mlflow.search_runs(order_by=["start_time DESC"], output_format="list")
+    assert sorted(run.data.params["seed"] for run in children) == ["42", "43"]
+    for run in children:
+        assert_one_run_of_two(run, epochs=2)
+        assert run.data.metrics["test_accuracy"] > 0.75
+    assert parent.info.status == "FINISHED"
+    assert done.stdout.count("epoch 2/2") == 2
+    assert done.stdout.splitlines()[-1] == f"Logged as run {parent.info.run_id}"
     assert done.stderr == ""
 
 
@@ -155,7 +152,7 @@ def test_stopped_together_they_go_on_together(
     output = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM, output
     assert "Traceback" not in output
-    stopped = the_run()
+    (stopped,) = mlflow.search_runs(output_format="list")
     assert stopped.info.status == "KILLED"
 
     alone = command("train", "--resume", "latest")
@@ -163,9 +160,12 @@ def test_stopped_together_they_go_on_together(
     assert "nproc was 2, is 1" in alone.stderr
     done = command("train", "--resume", "latest", "--nproc", "2")
     assert done.returncode == 0, done.stderr
-    assert assert_one_run_of_two(epochs=8).info.run_id == stopped.info.run_id
+    (run,) = mlflow.search_runs(output_format="list")
+    assert_one_run_of_two(run, epochs=8)
+    assert run.info.run_id == stopped.info.run_id
 
 
+@pytest.mark.slow
 def test_two_machines_are_one_run(dataset: FashionMNIST, store: Path) -> None:
     """Each with a torchrun of its own, that meet at an address."""
     with socket.socket() as free:
@@ -196,15 +196,8 @@ def test_two_machines_are_one_run(dataset: FashionMNIST, store: Path) -> None:
     for machine in machines:
         output, _ = machine.communicate(timeout=HANG_SECONDS)
         assert machine.returncode == 0, output
-    assert_one_run_of_two(epochs=1)
-
-
-def test_seeds_follow_each_other(command: Callable[..., Any]) -> None:
-    done = command("train", "--model=baseline", "--epochs=1", "--nproc=2", "--seeds=2")
-    assert done.returncode == 0, done.stderr
-    found = mlflow.search_runs(output_format="list")
-    assert sorted(run.data.params.get("seed", "") for run in found) == ["", "42", "43"]
-    assert {run.info.status for run in found} == {"FINISHED"}
+    (run,) = mlflow.search_runs(output_format="list")
+    assert_one_run_of_two(run, epochs=1)
 
 
 @pytest.mark.parametrize(
