@@ -4,35 +4,68 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from sklearn.metrics import ConfusionMatrixDisplay, PrecisionRecallDisplay
+from scipy.stats import binomtest
+from sklearn.metrics import average_precision_score, precision_recall_curve
 from torch import Tensor
 
+from fashion.analysis.style import (
+    COLORS,
+    NEUTRAL,
+    PERCENT,
+    RIGHT,
+    WRONG,
+    epoch_axis,
+    log_axis,
+    styled,
+)
+from fashion.analysis.tables import expected_calibration_error
 from fashion.settings.task import CLASSES
 
-RIGHT, WRONG = "tab:green", "tab:red"
 
-
+@styled
 def confusion_matrix(confusion: pd.DataFrame, title: str) -> Figure:
-    """Draw the counts of `tables.confusion_matrix`, coloured by the share of the true class."""
-    figure = Figure(figsize=(8, 7), layout="constrained")
+    """Draw the counts of `tables.confusion_matrix`, with the recall of each class.
+
+    Errors are coloured on a scale of their own, as the diagonal would hide their differences.
+    """
+    figure = Figure(figsize=(8, 6.6), layout="constrained")
     axes = figure.add_subplot()
-    shares = confusion.div(confusion.sum(axis="columns"), axis="index").to_numpy()
-    display = ConfusionMatrixDisplay(shares, display_labels=CLASSES)
-    display.plot(ax=axes, cmap="Blues", include_values=False, im_kw={"vmin": 0, "vmax": 1})
-    for (row, column), count in np.ndenumerate(confusion.to_numpy()):
+    counts = confusion.to_numpy()
+    images = counts.sum(axis=1)
+    diagonal = np.eye(len(CLASSES), dtype=bool)
+    with np.errstate(invalid="ignore"):  # a class without images has no shares
+        shares = counts / images[:, None]
+    errors = np.ma.masked_array(shares, diagonal)
+    worst = errors.max()
+    limit = worst if worst is not np.ma.masked and worst > 0 else 1
+    # Not the default aspect, with which the constrained layout cuts off the labels.
+    drawn = axes.imshow(errors, cmap="Reds", vmin=0, vmax=limit, aspect="auto")
+    axes.imshow(
+        np.ma.masked_array(shares, ~diagonal), cmap="Blues", vmin=0, vmax=1.4, aspect="auto"
+    )
+    for (row, column), count in np.ndenumerate(counts):
         if count:
-            color = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=9)
-    axes.set(title=title, xlabel="predicted", ylabel="true")
-    axes.tick_params(axis="x", labelrotation=45)
-    for label in axes.get_xticklabels():
-        label.set(ha="right", rotation_mode="anchor")
+            dark = shares[row, column] > (0.7 if row == column else 0.6 * limit)
+            color = "white" if dark else "black"
+            axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
+    recalls = [f"{name}  {shares[row, row]:.1%}" for row, name in enumerate(CLASSES)]
+    axes.set(title=title, xlabel="predicted class", ylabel="true class and its recall")
+    axes.set_xticks(range(len(CLASSES)), CLASSES, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(CLASSES)), recalls)
+    axes.spines[:].set_linewidth(0)
+    axes.tick_params(length=0)
+    figure.colorbar(
+        drawn,
+        ax=axes,
+        shrink=0.8,
+        label="errors, as a share of the true class",
+        format=PERCENT,
+    ).outline.set_visible(False)
     return figure
 
 
+@styled
 def learning_curves(history: pd.DataFrame, title: str) -> Figure:
     """Draw loss and accuracy against the epoch.
 
@@ -42,19 +75,21 @@ def learning_curves(history: pd.DataFrame, title: str) -> Figure:
         title: title of the figure.
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, x=0.01, ha="left")
     for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for split, marker in (("train", "o"), ("val", "s")):
             if f"{split}_{quantity}" in history:
-                label = "validation" if split == "val" else split
+                label = "validation (after the epoch)" if split == "val" else "training (during it)"
                 axes.plot(history.index, history[f"{split}_{quantity}"], f"{marker}-", label=label)
-        axes.set(xlabel="epoch", ylabel=f"{quantity} (nats)" if quantity == "loss" else quantity)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
+        axes.set_ylabel("cross-entropy (nats)" if quantity == "loss" else quantity)
+        epoch_axis(axes)
+        axes.grid()
         axes.legend()
+    axes.yaxis.set_major_formatter(PERCENT)
     return figure
 
 
+@styled
 def prediction_grid(
     images: Tensor,
     predicted: Sequence[str],
@@ -97,52 +132,89 @@ def prediction_grid(
     return figure
 
 
+@styled
 def reliability_diagram(calibration: pd.DataFrame, title: str) -> Figure:
     """Draw accuracy against confidence, and below it the number of images in each bin.
 
-    Bars below the diagonal are overconfident predictions.
+    Bars below the diagonal are overconfident predictions. Whiskers are 95 % confidence intervals
+    (Wilson) of the accuracy: they are wide in bins with few images.
 
     Args:
         calibration: from `tables.calibration`.
         title: title of the figure.
     """
-    figure = Figure(figsize=(6, 6.5), layout="constrained")
+    figure = Figure(figsize=(6, 6.2), layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     middles = (calibration["above"] + calibration["up_to"]) / 2
     width = (calibration["up_to"] - calibration["above"]).iloc[0]
-    upper.bar(middles, calibration["accuracy"], width, edgecolor="white", label="accuracy")
-    upper.plot(calibration["confidence"], calibration["confidence"], "k_", label="mean confidence")
-    upper.plot([0, 1], [0, 1], "--", color="gray", label="perfectly calibrated")
-    upper.set(title=title, ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+    upper.bar(middles, calibration["accuracy"], 0.92 * width, label="accuracy")
+    filled = calibration[calibration["images"] > 0]
+    intervals = [
+        binomtest(round(accuracy * images), images).proportion_ci(method="wilson")
+        for accuracy, images in zip(filled["accuracy"], filled["images"], strict=True)
+    ]
+    upper.vlines(
+        middles[filled.index],
+        [interval.low for interval in intervals],
+        [interval.high for interval in intervals],
+        colors=NEUTRAL,
+        label="its 95 % confidence interval",
+    )
+    upper.plot(
+        middles[filled.index], filled["confidence"], "k_", markersize=9, label="mean confidence"
+    )
+    upper.plot([0, 1], [0, 1], "--", color=NEUTRAL, linewidth=1)
+    error = expected_calibration_error(calibration)
+    upper.set_title(f"expected calibration error {error:.2%}", fontweight="normal")
+    upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
     upper.legend(loc="upper left")
-    lower.bar(middles, calibration["images"], width, color="tab:gray", edgecolor="white")
+    lower.bar(middles, calibration["images"], 0.92 * width, color=NEUTRAL)
     lower.set(xlabel="confidence", ylabel="images", yscale="log")
+    upper.yaxis.set_major_formatter(PERCENT)
+    lower.xaxis.set_major_formatter(PERCENT)
     return figure
 
 
+@styled
 def precision_recall_curves(labels: Tensor, logits: Tensor, title: str) -> Figure:
-    """Draw precision against recall, each class against all others.
+    """Draw precision against recall of each class against all others, the hardest class first.
 
     Args:
         labels: int64 class indices, shape (N,), with all classes present.
         logits: float32, shape (N, 10).
         title: title of the figure.
     """
-    figure = Figure(figsize=(7, 5.5), layout="constrained")
-    axes = figure.add_subplot()
-    probabilities = logits.softmax(dim=1)
+    probabilities = logits.softmax(dim=1).numpy()
+    curves = []
     for index, name in enumerate(CLASSES):
-        PrecisionRecallDisplay.from_predictions(
-            labels == index, probabilities[:, index], ax=axes, name=name
-        )
-    axes.set(title=title, xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="lower left")
+        true, score = (labels == index).numpy(), probabilities[:, index]
+        precision, recall, _ = precision_recall_curve(true, score, drop_intermediate=True)
+        curves.append((average_precision_score(true, score), name, recall, precision))
+    curves.sort(key=lambda curve: curve[0])
+
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    figure.suptitle(f"{title}: precision and recall", x=0.01, ha="left")
+    grid = figure.subplots(2, 5, sharex=True, sharey=True)
+    for axes, (average, name, recall, precision) in zip(grid.ravel(), curves, strict=True):
+        for _, _, other_recall, other_precision in curves:
+            axes.plot(other_recall, other_precision, color=NEUTRAL, alpha=0.25, linewidth=0.6)
+        axes.step(recall, precision, where="post", color=COLORS[0])
+        axes.set_title(f"{name}\naverage precision {average:.1%}", fontsize=8.5)
+        axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
+        axes.grid()
+        axes.xaxis.set_major_formatter(PERCENT)
+        axes.yaxis.set_major_formatter(PERCENT)
+    for axes in grid[-1]:
+        axes.set_xlabel("recall")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("precision")
     return figure
 
 
+@styled
 def comparison(table: pd.DataFrame) -> Figure:
-    """Draw test accuracy against training time, one disc per run or group, sized by parameters.
+    """Draw test accuracy against training time, one labelled point per run or group.
 
     Args:
         table: from `query.runs`, or from `query.groups` with standard deviations as error bars;
@@ -156,22 +228,27 @@ def comparison(table: pd.DataFrame) -> Figure:
     )
     drawn = table.dropna(subset=[seconds, accuracy, "num_parameters"])
     for index, (model, rows) in enumerate(drawn.groupby("model", sort=False)):
-        color = f"C{index}"
-        label = f"{model} ({rows['num_parameters'].iloc[0]:,.0f} parameters)"
-        x, y = rows[seconds], rows[accuracy] * 100
-        axes.scatter(x, y, s=rows["num_parameters"] / 40, color=color, alpha=0.6, label=label)
+        color = COLORS[index % len(COLORS)]
+        x, y = rows[seconds], rows[accuracy]
+        axes.scatter(x, y, s=50, color=color)
         if grouped:
-            xerr = rows["train_seconds_std"].fillna(0)
-            yerr = rows["test_accuracy_std"].fillna(0) * 100
-            axes.errorbar(x, y, xerr=xerr, yerr=yerr, fmt="none", color=color, capsize=3)
-    axes.set(
-        xscale="log", xlabel="training time (s)", ylabel="test accuracy (%)", title="Fashion-MNIST"
-    )
-    axes.margins(0.2)
-    axes.grid(alpha=0.3, which="both")
+            spread = [rows[f"{name}_std"].fillna(0) for name in ("train_seconds", "test_accuracy")]
+            axes.errorbar(x, y, spread[1], spread[0], fmt="none", color=color, capsize=3)
+        # Only the best of a model is labelled, so that labels of similar runs do not overlap.
+        best = rows.nlargest(1, accuracy)
+        axes.annotate(
+            f"{model}\n{best['num_parameters'].item():,.0f} parameters",
+            (best[seconds].item(), best[accuracy].item()),
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+        )
+    axes.set_title("Test accuracy against training time")
+    axes.set(xlabel="training time (s)", ylabel="test accuracy")
     if not drawn.empty:
-        # One size in the legend: discs as large as in the plot would overlap the text.
-        for handle in axes.legend(loc="best").legend_handles:
-            if isinstance(handle, PathCollection):
-                handle.set_sizes([60])
+        log_axis(axes)
+    axes.yaxis.set_major_formatter(PERCENT)
+    # Room for the labels on the right.
+    axes.margins(x=0.3, y=0.2)
+    axes.grid()
     return figure

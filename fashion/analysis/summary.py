@@ -40,7 +40,7 @@ def write_files(
     predicted = answers.logits.argmax(dim=1)
     confusion = tables.confusion_matrix(subset.labels, predicted)
     pairs = tables.confused_pairs(confusion)
-    title = f"{model}: {answers.accuracy:.2%} of {len(subset):,} test images"
+    title = f"{model}: {answers.accuracy:.2%} of {len(subset):,} test images are right"
 
     confusion.to_csv(folder / "confusion_matrix.csv")
     (folder / "confused_pairs.txt").write_text("".join(f"{pair}\n" for pair in pairs))

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from fashion.analysis import figures, tables
 from fashion.data.dataset import FashionMNIST
@@ -27,8 +28,9 @@ def test_the_grid_shows_each_image_with_its_classes_right_in_green_wrong_in_red(
     for index, axes in enumerate(figure.axes):
         (shown,) = axes.get_images()
         assert (shown.get_array() == images[index, 0].numpy()).all()
-        assert axes.get_title() == f"predicted: {predicted[index]}\ntrue: {true[index]}"
-        assert axes.title.get_color() == (figures.RIGHT if index else figures.WRONG)
+        (title,) = (text for text in axes.findobj(Text) if text.get_text())
+        assert title.get_text() == f"predicted: {predicted[index]}\ntrue: {true[index]}"
+        assert title.get_color() == (figures.RIGHT if index else figures.WRONG)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
@@ -42,10 +44,10 @@ def test_a_grid_says_how_sure_the_model_was(dataset: FashionMNIST) -> None:
     figure = figures.prediction_grid(
         dataset.test.images[:1], ["Bag"], ["Coat"], "one", confidence=[0.987]
     )
-    assert figure.axes[0].get_title() == "predicted: Bag (99%)\ntrue: Coat"
+    assert figure.axes[0].get_title(loc="left") == "predicted: Bag (99%)\ntrue: Coat"
 
 
-def test_a_reliability_diagram_has_a_bar_a_bin(dataset: FashionMNIST) -> None:
+def test_a_reliability_diagram_has_a_bar_a_bin_and_says_the_error(dataset: FashionMNIST) -> None:
     labels = dataset.test.labels
     # Sure to 80 % of the class that comes next, which is right for nobody, or of the true one.
     answers = torch.nn.functional.one_hot(labels, 10).double() * 0.78 + 0.022
@@ -55,24 +57,56 @@ def test_a_reliability_diagram_has_a_bar_a_bin(dataset: FashionMNIST) -> None:
     heights = [bar.get_height() for bar in upper.patches]
     assert heights[7:9] == pytest.approx([math.nan, 0.75], nan_ok=True)
     assert [bar.get_height() for bar in lower.patches] == [0] * 8 + [10_000, 0]
+    assert "5.20%" in upper.get_title(loc="left")
 
 
-def test_each_class_has_its_precision_recall_curve(dataset: FashionMNIST) -> None:
+def test_a_bin_with_few_images_has_a_wide_interval() -> None:
+    table = pd.DataFrame(
+        {
+            "above": [0.0, 0.5],
+            "up_to": [0.5, 1.0],
+            "images": [4, 4000],
+            "confidence": [0.4, 0.9],
+            "accuracy": [0.5, 0.9],
+        }
+    )
+    upper, _ = figures.reliability_diagram(table, "title").axes
+    few, many = (segment[1][1] - segment[0][1] for segment in upper.collections[0].get_segments())
+    # Wilson's interval for 2 of 4 is 15 % to 85 %.
+    assert few == pytest.approx(0.70, abs=0.01)
+    assert many < 0.02
+
+
+def test_each_class_has_its_precision_recall_curve_the_hardest_first(
+    dataset: FashionMNIST,
+) -> None:
     labels = dataset.test.labels
     logits = torch.nn.functional.one_hot(labels, 10).float()
-    (axes,) = figures.precision_recall_curves(labels, logits, "title").axes
-    legend = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert legend == [f"{name} (AP = 1.00)" for name in CLASSES]
+    logits[labels == 6] = logits[labels == 0][0]
+    axes = figures.precision_recall_curves(labels, logits, "title").axes
+    titles = [each.get_title(loc="left").split("\n") for each in axes]
+    assert sorted(name for name, _ in titles) == sorted(CLASSES)
+    assert titles[0][0] == "Shirt"
+    assert titles[-1][1] == "average precision 100.0%"
 
 
-def test_the_confusion_matrix_shows_every_count(dataset: FashionMNIST) -> None:
+def test_the_confusion_matrix_shows_every_count_and_recall(dataset: FashionMNIST) -> None:
     labels = dataset.test.labels
     predicted = labels.clone()
     predicted[labels == 6] = 0
     confusion = tables.confusion_matrix(labels, predicted)
     figure = figures.confusion_matrix(confusion, "title")
     assert sorted(texts(figure)) == ["1000"] * 10
+    recalls = [label.get_text().split("  ") for label in figure.axes[0].get_yticklabels()]
+    assert recalls == [[name, "0.0%" if name == "Shirt" else "100.0%"] for name in CLASSES]
     assert str(tables.confused_pairs(confusion)[0]) == "Shirt mistaken as T-shirt/top: 1000 times"
+
+
+def test_a_confusion_matrix_without_errors_or_images_is_drawn() -> None:
+    labels = torch.arange(9)
+    figure = figures.confusion_matrix(tables.confusion_matrix(labels, labels), "title")
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_yticklabels()[9].get_text() == "Ankle boot  nan%"
 
 
 def test_learning_curves_show_validation_only_where_there_was_some() -> None:
@@ -96,7 +130,8 @@ def test_a_comparison_leaves_out_what_has_no_figures() -> None:
     )
     (axes,) = figures.comparison(table).axes
     points = [tuple(point) for disc in axes.collections for point in disc.get_offsets().tolist()]
-    assert points == [(60.0, 88.0), (3.0, 83.0)]
+    assert points == [(60.0, 0.88), (3.0, 0.83)]
+    assert texts(axes.figure) == ["cnn\n7,740 parameters", "baseline\n7,960 parameters"]
 
 
 def test_per_class_scores_by_hand() -> None:
