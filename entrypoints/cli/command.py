@@ -1,12 +1,16 @@
 """A Click command with one-line error messages, and exit codes for signals."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
 
+from entrypoints.cli.streams import tolerant_streams
 from fashion.errors import FashionError, SettingError, printable
 from fashion.interrupts import interruptible
+from fashion.tracking import launcher
 
 
 class Command(click.Command):
@@ -19,11 +23,15 @@ class Command(click.Command):
             **self.context_settings,
         }
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with self._refusal_in_run():
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         # Else mlflow.pytorch, when imported, sets the root logger to ERROR: our warnings would end.
         to_stderr = logging.lastResort or logging.StreamHandler()
         logging.basicConfig(handlers=[to_stderr], format="%(message)s")
-        with interruptible() as interruption:
+        with tolerant_streams(), interruptible() as interruption, self._refusal_in_run():
             try:
                 return super().invoke(ctx)
             except SettingError as error:
@@ -33,8 +41,22 @@ class Command(click.Command):
             except KeyboardInterrupt:
                 if interruption.received is None:
                     raise
+                if run_id := launcher.unopened_run():
+                    launcher.restore_killed_later(run_id)
                 click.echo(f"Stopped by {interruption.received.name}", err=True)
                 ctx.exit(128 + interruption.received)
+
+    @contextmanager
+    def _refusal_in_run(self) -> Iterator[None]:
+        """Say in the run that `mlflow run` created why the command was refused, if it was."""
+        try:
+            yield
+        except click.ClickException as error:
+            run_id = launcher.unopened_run()
+            if run_id:
+                with suppress(Exception):  # the message is printed in any case
+                    launcher.refuse(run_id, str(self.name), error.format_message())
+            raise
 
 
 def usage_error(error: SettingError, ctx: click.Context | None = None) -> click.UsageError:

@@ -24,13 +24,17 @@ PER_CLASS_ARTIFACT = "per_class.json"
 def log_spread(run_ids: Sequence[str]) -> dict[str, tuple[float, float]]:
     """Log mean and standard deviation of the runs' final metrics to the active run.
 
-    The standard deviation is the sample's (n - 1).
+    The standard deviation is the sample's (n - 1). Both are NaN if a run diverged: without it they
+    would be too optimistic.
 
     Returns:
         {metric: (mean, standard deviation)}.
     """
     finals = pd.DataFrame([mlflow.get_run(run_id).data.metrics for run_id in run_ids])
-    spread = {str(name): (values.mean(), values.std()) for name, values in finals.items()}
+    spread = {
+        str(name): (values.mean(skipna=False), values.std(skipna=False))
+        for name, values in finals.items()
+    }
     mlflow.log_metrics(
         {f"{name}_mean": mean for name, (mean, _) in spread.items()}
         | {f"{name}_std": std for name, (_, std) in spread.items()}

@@ -1,33 +1,39 @@
-"""Open and close MLflow runs as FINISHED, FAILED or KILLED.
+"""Open and close MLflow runs as FINISHED, FAILED or KILLED."""
 
-`python -m fashion.tracking.runs RUN_ID PID` restores KILLED after `mlflow run` has overwritten it.
-"""
-
-import os
-import subprocess
-import sys
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 
 import mlflow
-import psutil
 from mlflow import MlflowClient
 from mlflow.entities import Run, RunStatus
-from mlflow.environment_variables import MLFLOW_RUN_ID
+from mlflow.environment_variables import MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT
 from mlflow.exceptions import MlflowException
+from mlflow.utils import name_utils
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME
 
+from fashion.errors import TrackingError
 from fashion.tracking import checkpoint
-from fashion.tracking.store import START_IT, reason, refusals, single_attempt, without_credentials
-from fashion.training import distributed
+from fashion.tracking.launcher import (
+    FAILURE_TAG,
+    INTERRUPTED,
+    restore_killed_later,
+    unopened_run,
+)
+from fashion.tracking.store import (
+    START_IT,
+    environment,
+    reason,
+    refusals,
+    single_attempt,
+    without_credentials,
+)
 
-# Tag with the reason why a run did not finish.
-FAILURE_TAG = "failure"
+# Tag with the model's name; it marks the training runs among the runs of an experiment.
+MODEL_TAG = "model"
 # Tag with the id of the sweep's trial that a run belongs to.
 TRIAL_TAG = "trial"
-# How long to wait for `mlflow run` to end before KILLED is restored.
-LAUNCHER_EXIT_SECONDS = 60
 
 
 @contextmanager
@@ -54,15 +60,17 @@ def running(
         FileError: the folder for checkpoints cannot be written.
     """
     checkpoint.prepare()
-    launcher_run_id = MLFLOW_RUN_ID.get()
-    start = partial(
-        mlflow.start_run,
-        run_id=run_id,
-        run_name=name,
-        nested=nested,
-        log_system_metrics=system_metrics,
-    )
+    launcher_run_id = unopened_run()
     with refusals(START_IT):
+        if not run_id and launcher_run_id:
+            name = _unused(launcher_run_id, name)
+        start = partial(
+            mlflow.start_run,
+            run_id=run_id,
+            run_name=name,
+            nested=nested,
+            log_system_metrics=system_metrics,
+        )
         try:
             run = start()
         except MlflowException as error:
@@ -71,27 +79,76 @@ def running(
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
             run = start()
+    opened, client = run.info.run_id, MlflowClient()
     try:
         _hide_source_credentials(run)
         if run_id:
             yield run
         else:
-            with checkpoint.held(run.info.run_id):
+            with checkpoint.held(opened):
                 yield run
         with refusals("its results are saved; log them with mlflow run . -e replay"):
-            mlflow.end_run()
+            if run_id:
+                _forget_failure(run)
+            _end(opened, RunStatus.FINISHED)
     except BaseException as error:
         killed = isinstance(error, KeyboardInterrupt)
         with suppress(Exception), single_attempt():
-            mlflow.set_tag(FAILURE_TAG, "interrupted" if killed else reason(error))
+            client.set_tag(opened, FAILURE_TAG, INTERRUPTED if killed else reason(error))
         with suppress(Exception), single_attempt():
-            mlflow.end_run(RunStatus.to_string(RunStatus.KILLED if killed else RunStatus.FAILED))
-            if killed and run.info.run_id == launcher_run_id:
-                _restore_killed_later(launcher_run_id)
-        if checkpoint.is_empty(run.info.run_id):
-            checkpoint.forget(run.info.run_id)
+            _end(opened, RunStatus.KILLED if killed else RunStatus.FAILED)
+            if killed and opened == launcher_run_id:
+                restore_killed_later(opened)
+        if checkpoint.is_empty(opened):
+            checkpoint.forget(opened)
         raise
-    checkpoint.forget(run.info.run_id)
+    checkpoint.forget(opened)
+
+
+def _unused(run_id: str, name: str | None) -> str | None:
+    """Return the name for the run that `mlflow run` created: its own, if a person chose one.
+
+    Raises:
+        TrackingError: the run has been used already.
+    """
+    run = MlflowClient().get_run(run_id)
+    running = run.info.status == RunStatus.to_string(RunStatus.RUNNING)
+    if not running or run.data.metrics or MODEL_TAG in run.data.tags:
+        raise TrackingError(
+            f"run {run_id} has been used already ({run.info.status}): unset MLFLOW_RUN_ID, and omit"
+            " --run-id"
+        )
+    return name if _is_generated(run.info.run_name or "") else run.info.run_name
+
+
+def _is_generated(name: str) -> bool:
+    """Return whether MLflow made up the name of a run, such as bold-shrew-123."""
+    words = re.fullmatch(r"([a-z]+)-([a-z]+)-\d*", name)
+    return not name or (
+        words is not None
+        and words[1] in name_utils._GENERATOR_PREDICATES
+        and words[2] in name_utils._GENERATOR_NOUNS
+    )
+
+
+def _end(run_id: str, status: int) -> None:
+    """Set a run's final status by its own id, whatever run MLflow holds to be active.
+
+    MLflow would print the run's address, and fail where the terminal cannot show its pictograms.
+    """
+    name = RunStatus.to_string(status)
+    with environment({MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.name: "true"}):
+        active = mlflow.active_run()
+        if active is not None and active.info.run_id == run_id:
+            mlflow.end_run(name)
+        else:
+            MlflowClient().set_terminated(run_id, name)
+
+
+def _forget_failure(run: Run) -> None:
+    """Remove the reason why the run had not finished before."""
+    if FAILURE_TAG in run.data.tags:
+        MlflowClient().delete_tag(run.info.run_id, FAILURE_TAG)
 
 
 @contextmanager
@@ -114,7 +171,7 @@ def present(run_id: str) -> Run | None:
 
 def nest_launcher_run(run_id: str) -> None:
     """Make the run that `mlflow run` created for its entry point, if any, a child of `run_id`."""
-    launcher_run_id = MLFLOW_RUN_ID.get()
+    launcher_run_id = unopened_run()
     if launcher_run_id:
         MlflowClient().set_tag(launcher_run_id, MLFLOW_PARENT_RUN_ID, run_id)
 
@@ -133,7 +190,7 @@ def close_stale() -> list[str]:
                 # A sweep's trials have no folder of their own here.
                 for each in (run_id, *open_trials(run)):
                     MlflowClient().set_tag(each, FAILURE_TAG, "its process died")
-                    MlflowClient().set_terminated(each, RunStatus.to_string(RunStatus.KILLED))
+                    _end(each, RunStatus.KILLED)
                     closed.append(each)
             if run is not None and checkpoint.is_empty(run_id):
                 checkpoint.forget(run_id)
@@ -166,36 +223,4 @@ def _hide_source_credentials(run: Run) -> None:
     # MLflow logs the full address of a project that is run from https://name:token@host/...
     source = run.data.tags.get(MLFLOW_SOURCE_NAME, "")
     if without_credentials(source) != source:
-        mlflow.set_tag(MLFLOW_SOURCE_NAME, without_credentials(source))
-
-
-def _restore_killed_later(run_id: str) -> None:
-    """Start a process that outlives `mlflow run`, the parent of this one, and restores KILLED.
-
-    When its entry point is interrupted, `mlflow run` sets the run to FAILED, whatever status the
-    entry point has set: it means to check first, but compares the status, a string, with integers
-    (mlflow 3.17, `mlflow.projects._maybe_set_run_terminated`).
-    """
-    parent = psutil.Process(os.getppid())
-    if distributed.is_launched():  # by a process that `mlflow run` started
-        parent = parent.parent() or parent
-    subprocess.Popen(
-        [sys.executable, "-m", "fashion.tracking.runs", run_id, str(parent.pid)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
-def _restore_killed(run_id: str, launcher_pid: int) -> None:
-    with suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
-        psutil.Process(launcher_pid).wait(LAUNCHER_EXIT_SECONDS)
-    client = MlflowClient()
-    # The run may have been resumed in the meantime.
-    if client.get_run(run_id).info.status == RunStatus.to_string(RunStatus.FAILED):
-        client.set_terminated(run_id, RunStatus.to_string(RunStatus.KILLED))
-
-
-if __name__ == "__main__":
-    _restore_killed(sys.argv[1], int(sys.argv[2]))
+        MlflowClient().set_tag(run.info.run_id, MLFLOW_SOURCE_NAME, without_credentials(source))

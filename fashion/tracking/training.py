@@ -5,6 +5,7 @@ import math
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,7 @@ from fashion.tracking.records import _log_lineage, _log_params, _log_per_class
 from fashion.training import distributed, evaluation, loop
 from fashion.training.build import build
 
-# Tag with the model's name; it marks the training runs among the runs of an experiment.
-MODEL_TAG = "model"
+SETTINGS_ARTIFACT = "settings.yaml"
 REPLAY = "the trained model is saved; log it with mlflow run . -e replay"
 
 logger = logging.getLogger(__name__)
@@ -207,13 +207,17 @@ def _complete(
     recipe = experiment.recipe
     training, validation = dataset.split(experiment.val_size)
     with store.refusals(store.START_IT):
-        mlflow.set_tag(MODEL_TAG, experiment.model)
+        mlflow.set_tag(runs.MODEL_TAG, experiment.model)
         _log_params(run, record["params"])
         _log_lineage(training, validation, dataset.test)
+    # Before training: a store of artifacts that refuses files would refuse the model, hours later.
+    with store.refusals("its artifacts cannot be stored"):
+        mlflow.log_dict(record["experiment"], SETTINGS_ARTIFACT)
     try:
         logged = _fit(run, record, model, training, validation, recipe)
     except KeyboardInterrupt:
-        print(f"Interrupted; continue with -P resume={run.info.run_id}", file=sys.stderr)
+        with suppress(OSError):  # the terminal may be closed
+            print(f"Interrupted; continue with -P resume={run.info.run_id}", file=sys.stderr)
         raise
 
     epochs = record["epochs"]

@@ -1,0 +1,58 @@
+"""Standard output and error that never break a command."""
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from errno import EBADF, EIO, EPIPE
+from typing import Any, TextIO
+
+# Errors of writing when a terminal was closed, or nobody reads a pipe any more.
+NOBODY_READS = (EPIPE, EIO, EBADF)
+
+
+class _Output(io.FileIO):
+    """A file descriptor to which writing succeeds even if nobody reads it any more."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in NOBODY_READS:
+                raise
+            return len(data)
+
+
+@contextmanager
+def tolerant_streams() -> Iterator[None]:
+    """Replace characters that the output cannot encode, and ignore that it was closed.
+
+    Else a closed terminal, or one that shows only ASCII, would end a training as FAILED.
+    """
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _tolerant(sys.stdout), _tolerant(sys.stderr)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
+
+
+def _tolerant(stream: TextIO) -> TextIO:
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
+    try:
+        number = stream.fileno()
+    except OSError:  # not a file, as in a test
+        stream.reconfigure(errors="replace")
+        return stream
+    stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Output(number, "w", closefd=False)),
+        encoding=stream.encoding,
+        errors="replace",
+        line_buffering=stream.line_buffering or os.isatty(number),
+        write_through=stream.write_through,
+    )
