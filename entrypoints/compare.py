@@ -4,8 +4,9 @@ from pathlib import Path
 
 import click
 
-from entrypoints.cli.command import Command
+from entrypoints.cli.command import Command, report_written
 from entrypoints.cli.options import declared_options, experiment_option, names, switch
+from entrypoints.cli.types import UserPath
 from fashion.settings.comparison import QUERY_OPTIONS, TABLE_FORMATS, Query
 
 
@@ -25,6 +26,7 @@ from fashion.settings.comparison import QUERY_OPTIONS, TABLE_FORMATS, Query
 )
 @click.option(
     "--output",
+    type=UserPath(),
     default="",
     metavar="FILE",
     help="Write the table to this file instead of printing it.",
@@ -50,9 +52,11 @@ def compare(
 
     store.connect()
     asked = Query(experiments, filter_string, models, metric, top, latest_per_model)
+    query.check_models(asked)
     table = query.groups(asked) if group else query.runs(asked)
     if output:
         comparison.write(table, output_format, Path(output), metric)
+        report_written(output)
     else:
         click.echo(comparison.render(table, output_format, metric), nl=False)
     if log:

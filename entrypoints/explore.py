@@ -4,8 +4,9 @@ from typing import Any
 
 import click
 
-from entrypoints.cli.command import Command
+from entrypoints.cli.command import Command, report_written
 from entrypoints.cli.options import data_dir_option, experiment_asked_for, settings_options
+from entrypoints.cli.types import UserPath
 from fashion.settings.experiment import Architecture
 from fashion.settings.option import options_of
 from fashion.settings.task import CHAMPION_URI, TEST_SIZE
@@ -17,8 +18,8 @@ from fashion.settings.task import CHAMPION_URI, TEST_SIZE
     "--model-uri",
     default="",
     metavar="URI",
-    help=f"MLflow URI of a trained model to explore, such as {CHAMPION_URI}. Default: an untrained"
-    " model.",
+    help=f"MLflow URI of a trained model to explore, such as {CHAMPION_URI}, or the id of its run,"
+    " of which compare shows the beginning. Default: an untrained model.",
 )
 @click.option(
     "--index",
@@ -29,6 +30,7 @@ from fashion.settings.task import CHAMPION_URI, TEST_SIZE
 )
 @click.option(
     "--output-dir",
+    type=UserPath(),
     default="",
     metavar="DIRECTORY",
     help="Directory to also write the table and figures to.",
@@ -43,12 +45,12 @@ def explore(model_uri: str, index: int, output_dir: str, data_dir: str, **settin
     from fashion.data.dataset import load_dataset, to_float
     from fashion.models import catalogue
     from fashion.settings.task import CLASSES
-    from fashion.tracking import models, records, store
+    from fashion.tracking import models, query, records, store
 
     test = load_dataset(data_dir).test
     store.connect()
     if model_uri:
-        name, network = model_uri, models.rebuild(model_uri)
+        name, network = model_uri, models.rebuild(query.model_uri(model_uri))
     else:
         width, seed = asked.architecture.hidden_units, asked.recipe.seed
         name = f"{asked.model}, untrained, {width} hidden units, seed {seed}"
@@ -62,6 +64,7 @@ def explore(model_uri: str, index: int, output_dir: str, data_dir: str, **settin
     click.echo(exploration.table, nl=False)
     if output_dir:
         layers.write(exploration, Path(output_dir))
+        report_written(output_dir)
     run_id = records.log_exploration(exploration.table, exploration.figures)
     click.echo(f"Logged to run {run_id}", err=True)
 

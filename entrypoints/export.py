@@ -6,7 +6,7 @@ import click
 
 from entrypoints.cli.command import Command
 from entrypoints.cli.options import data_dir_option, model_uri_option
-from entrypoints.cli.types import FileStem
+from entrypoints.cli.types import FileStem, UserPath
 from fashion.settings.task import MODEL_NAME
 
 
@@ -29,6 +29,7 @@ from fashion.settings.task import MODEL_NAME
 )
 @click.option(
     "--output-dir",
+    type=UserPath(),
     default="models",
     metavar="DIRECTORY",
     show_default=True,
@@ -39,11 +40,11 @@ def export(model_uri: str, output_format: str, name: str, output_dir: str, data_
     """Write a model as NAME.pth or NAME.onnx and verify the written file."""
     from fashion.data.dataset import load_dataset
     from fashion.inference import export
-    from fashion.tracking import models, store
+    from fashion.tracking import models, query, store
 
-    path = Path(output_dir, f"{name}.{output_format}")
+    path = Path(output_dir, f"{name}.{output_format}").absolute()
     store.connect()
-    model = models.load(model_uri)
+    model = models.load(query.model_uri(model_uri))
     if output_format == "onnx":
         export.require_onnx()
         images = load_dataset(data_dir).test.images[:300]

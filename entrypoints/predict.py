@@ -4,15 +4,16 @@ from pathlib import Path
 
 import click
 
-from entrypoints.cli.command import Command
+from entrypoints.cli.command import Command, report_written
 from entrypoints.cli.options import data_dir_option, model_uri_option
-from entrypoints.cli.types import Indices, OutputFile
+from entrypoints.cli.types import Indices, OutputFile, UserPath
 
 
 @click.command(cls=Command)
 @click.option(
     "--images",
     "paths",
+    type=UserPath(),
     multiple=True,
     default=[""],
     metavar="PATH",
@@ -70,7 +71,7 @@ def predict(
         raise click.UsageError("Give --images, --indices, or both.")
     from fashion.data.dataset import load_dataset
     from fashion.inference import photographs, predict
-    from fashion.tracking import models, store
+    from fashion.tracking import models, query, store
 
     samples, skipped = [], 0
     for file in (file for path in paths if path for file in photographs.find(Path(path))):
@@ -84,12 +85,14 @@ def predict(
         samples += [predict.from_subset(test, index) for index in indices]
     if samples:
         store.connect()
-        answers = predict.classify(models.load(model_uri), samples, top)
+        answers = predict.classify(models.load(query.model_uri(model_uri)), samples, top)
         click.echo(predict.render(answers), nl=False)
         if output:
             predict.write(answers, output)
+            report_written(output)
         if figure:
             predict.draw(answers, figure)
+            report_written(figure)
     if skipped:
         raise click.ClickException(f"unreadable files skipped: {skipped}")
 

@@ -28,7 +28,22 @@ def state_dir() -> Path:
     It is FASHION_STATE_DIR, else this project's folder in the user's state directory.
     """
     chosen = os.environ.get("FASHION_STATE_DIR")
-    return Path(chosen).expanduser() if chosen else user_state_path(NAME)
+    return expanded(chosen) if chosen else user_state_path(NAME)
+
+
+def expanded(path: str) -> Path:
+    """Return a path with ~ or ~user replaced by that user's home folder.
+
+    Raises:
+        FileError: there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise FileError(
+            f"{path} begins with a user that this machine does not have: ./{path} is a file of that"
+            " name"
+        ) from error
 
 
 @contextmanager

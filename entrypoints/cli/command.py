@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import click
@@ -65,3 +66,8 @@ def usage_error(error: SettingError, ctx: click.Context | None = None) -> click.
         return click.UsageError(f"{error}.", ctx)
     hint = f"--{error.option.replace('_', '-')}"
     return click.BadParameter(f"{error.problem}.", ctx, param_hint=f"'{hint}'")
+
+
+def report_written(path: str | Path) -> None:
+    """Say where a file or folder was written: `mlflow run` changes the working directory."""
+    click.echo(f"Wrote {printable(str(Path(path).absolute()))}", err=True)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from entrypoints.cli.types import RunToResume
+from entrypoints.cli.types import RunToResume, UserPath
 from fashion.models.catalogue import KNOWN
 from fashion.settings.experiment import OPTIONS, Experiment
 from fashion.settings.option import Option, split_names
@@ -184,6 +184,7 @@ def data_dir_option(command: Callable) -> Callable:
     """Add --data-dir."""
     return click.option(
         "--data-dir",
+        type=UserPath(),
         default="",
         metavar="DIRECTORY",
         help="Directory of the dataset; missing files are downloaded. Default: FASHION_DATA_DIR,"
@@ -198,5 +199,5 @@ def model_uri_option(command: Callable) -> Callable:
         default=CHAMPION_URI,
         show_default=True,
         metavar="URI",
-        help="MLflow URI of the model.",
+        help="MLflow URI of the model, or the id of its run, of which compare shows the beginning.",
     )(command)

@@ -6,18 +6,41 @@ from typing import Any
 
 import click
 
+from fashion.errors import FashionError
+from fashion.files import expanded
 from fashion.settings.task import TEST_SIZE
 
 
 class RunToResume(click.ParamType):
-    """The id of a run, or "latest"."""
+    """The id of a run, its first characters as `compare` shows them, or "latest"."""
 
     name = "run"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if not re.fullmatch("|latest|[0-9a-f]{32}", value):
+        if re.fullmatch("|latest|[0-9a-f]{32}", value):
+            return value
+        if not re.fullmatch("[0-9a-f]{4,31}", value):
             self.fail(f"{value!r} is neither a run id nor latest.", param, ctx)
-        return value
+        from fashion.tracking import checkpoint  # imports torch
+
+        found = [run_id for run_id in checkpoint.unfinished() if run_id.startswith(value)]
+        if not found:
+            self.fail(f"this machine has no unfinished run {value}.", param, ctx)
+        if len(found) > 1:
+            self.fail(f"{value} is the beginning of {' and '.join(found)}.", param, ctx)
+        return found[0]
+
+
+class UserPath(click.ParamType):
+    """A path, in which ~ stands for the home folder: `mlflow run -P` passes it on unexpanded."""
+
+    name = "path"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return str(expanded(value)) if value.startswith("~") else value
+        except FashionError as error:
+            self.fail(f"{error}.", param, ctx)
 
 
 class Indices(click.ParamType):
@@ -42,7 +65,7 @@ class Indices(click.ParamType):
         return indices
 
 
-class OutputFile(click.ParamType):
+class OutputFile(UserPath):
     """A path to write to, with one of the allowed suffixes; None if empty."""
 
     name = "file"
@@ -50,12 +73,10 @@ class OutputFile(click.ParamType):
     def __init__(self, *suffixes: str) -> None:
         self.suffixes = suffixes
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Path | None:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not value:
             return None
-        path = Path(value)
+        path = Path(super().convert(value, param, ctx))
         if path.suffix.lower() not in self.suffixes:
             self.fail(f"{value} does not end in {' or '.join(self.suffixes)}.", param, ctx)
         if not path.parent.is_dir():

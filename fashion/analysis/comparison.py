@@ -1,5 +1,6 @@
 """Format a table of runs or groups for a terminal, or as Markdown, CSV, JSON or HTML."""
 
+import html
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from rich.cells import cell_len
 from rich.table import Table
 
 from fashion import terminal
+from fashion.analysis import spreadsheet
+from fashion.errors import printable
 from fashion.files import replacing
 from fashion.settings.metrics import DEFAULT_METRIC, METRICS
 
@@ -30,7 +33,7 @@ def render(table: pd.DataFrame, output_format: str, metric: str = DEFAULT_METRIC
     if output_format == "markdown":
         return _markdown(table)
     if output_format == "csv":
-        return table.to_csv(index=False)
+        return spreadsheet.harmless(table).to_csv(index=False)
     if output_format == "html":
         return table.map(_plain).to_html(index=False, border=0) + "\n"
     return table.to_json(orient="records", date_format="iso", double_precision=15, indent=2) + "\n"
@@ -47,10 +50,14 @@ def write(table: pd.DataFrame, output_format: str, path: Path, metric: str) -> N
 
 
 def _markdown(table: pd.DataFrame) -> str:
-    rows = table.map(_plain).itertuples(index=False)
+    rows = table.map(_plain).map(_markdown_text).itertuples(index=False)
     lines = [list(table.columns), ["---"] * len(table.columns), *map(list, rows)]
-    cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
-    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _markdown_text(text: str) -> str:
+    """Escape what Markdown would take for the end of a cell, HTML, a link, emphasis or code."""
+    return re.sub(r"([\\|`*_~\[\]])", r"\\\1", html.escape(printable(text), quote=False))
 
 
 def _plain(value: Any) -> str:
@@ -101,7 +108,7 @@ def _run_cells(row: pd.Series, _metric: str) -> dict[str, str]:
     if row["status"] != "FINISHED":
         metrics[METRICS["test_accuracy"].header] = row["status"]
     return {
-        "model": row["model"],
+        "model": printable(row["model"]),
         **metrics,
         "params": _number(row["num_parameters"], ",.0f"),
         "ep.": _number(row["epochs"], ".0f"),
@@ -113,13 +120,13 @@ def _run_cells(row: pd.Series, _metric: str) -> dict[str, str]:
 def _group_cells(row: pd.Series, metric: str) -> dict[str, str]:
     shown = dict.fromkeys(["val_accuracy", "test_accuracy", metric, "train_seconds"])
     return {
-        "model": row["model"],
+        "model": printable(row["model"]),
         "n": str(row["n"]),
         **{METRICS[name].header: _spread(row, name) for name in shown},
         "ep.": _number(row["epochs"], ".0f"),
         "batch": _number(row["batch_size"], ".0f"),
         "lr": _number(row["lr"], "g"),
-        "hidden": _number(row["hidden_units"], ".0f"),
+        "hidden\nunits": _number(row["hidden_units"], ".0f"),
         "val\nsize": _number(row["val_size"], ".0f"),
     }
 

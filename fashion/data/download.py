@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fashion.errors import DataError
-from fashion.files import cache_dir
+from fashion.files import cache_dir, expanded
 
 DEBIAN_DIR = Path("/usr/share/datasets/fashion-mnist")
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
@@ -50,9 +50,10 @@ def locate(data_dir: str | Path | None = None) -> Path:
 
     Raises:
         DataError: the download failed, or the directory cannot be read or written.
+        files.FileError: it begins with ~ and a user that does not exist.
     """
     chosen = data_dir or os.environ.get("FASHION_DATA_DIR")
-    directory = Path(chosen).expanduser() if chosen else cache_dir()
+    directory = expanded(str(chosen)) if chosen else cache_dir()
     if _missing(directory):
         if not chosen and not _missing(DEBIAN_DIR):
             return DEBIAN_DIR

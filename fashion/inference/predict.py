@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fashion import terminal
+from fashion.analysis import spreadsheet
 from fashion.data.dataset import Subset
 from fashion.errors import printable
 from fashion.files import replacing
@@ -105,7 +106,7 @@ def write(answers: Sequence[Answer], path: Path) -> None:
         if path.suffix.lower() == ".json":
             table.to_json(file, orient="records", indent=2)
         else:
-            table.to_csv(file, index=False)
+            spreadsheet.harmless(table).to_csv(file, index=False)
 
 
 def draw(answers: Sequence[Answer], path: Path) -> None:

@@ -4,6 +4,8 @@ import math
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,10 +14,11 @@ import pandas as pd
 from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 
-from fashion.errors import FashionError
+from fashion.errors import FashionError, printable
 from fashion.settings.comparison import Query
 from fashion.settings.experiment import LOGGED
 from fashion.settings.metrics import METRICS
+from fashion.tracking import models
 
 # Columns of parameters are in the order of their declaration.
 PARAMS = [name for name in LOGGED if name != "model"]
@@ -34,6 +37,21 @@ UNFINISHED = "attributes.status != 'FINISHED'"
 
 class CompareError(FashionError):
     """The tracking store rejects the query."""
+
+
+def check_models(query: Query) -> None:
+    """Check that there are runs of each model of `query`, whatever its filter: a typo has none.
+
+    Raises:
+        CompareError: there are none of one of them, or an experiment does not exist.
+    """
+    experiments = _experiment_ids(query)
+    every = replace(query, filter_string="")
+    for model in query.models:
+        if not _search(every, experiments, [_model_is("=", model)], NEWEST_FIRST, 1):
+            others = [run.data.tags["model"] for run in _latest_of_all_models(every, experiments)]
+            there = f"there are runs of {', '.join(sorted(others))}" if others else "there are none"
+            raise CompareError(printable(f"no run of the model {model}: {there}"))
 
 
 def runs(query: Query) -> pd.DataFrame:
@@ -94,6 +112,31 @@ def groups(query: Query) -> pd.DataFrame:
     return _best_first(summary, f"{query.metric}_mean").head(query.top)
 
 
+def model_uri(text: str) -> str:
+    """Return the URI of a run's model.
+
+    Args:
+        text: the first 8 or more characters of the run's id, as tables of runs show it. Anything
+            else is a URI, and returned itself.
+
+    Raises:
+        CompareError: no run, or more than one, has such an id.
+        RegistryError: the run logged no model.
+    """
+    if not re.fullmatch("[0-9a-f]{8,32}", text):
+        return text
+    found = mlflow.search_runs(
+        search_all_experiments=True,
+        filter_string=f"attributes.run_id LIKE '{text}%'",
+        output_format="list",
+    )
+    if len(found) != 1:
+        several = " and ".join(run.info.run_id for run in found)
+        problem = f"is the beginning of {several}" if found else "is no run of this tracking store"
+        raise CompareError(f"{text} {problem}")
+    return models.model_uri(found[0])
+
+
 def _best_first(table: pd.DataFrame, column: str) -> pd.DataFrame:
     ascending = METRICS[column.removesuffix("_mean")].lower_is_better
     table = table.sort_values(column, ascending=ascending, kind="stable")
@@ -118,10 +161,19 @@ def _experiment_ids(query: Query) -> list[str] | None:
 
 def _by_model(models: Sequence[str]) -> list[list[str]]:
     """Return the search conditions for each model; one search without conditions for all models."""
-    for model in models:
-        if not re.fullmatch(r"[\w:.-]+", model):
-            raise CompareError(f"{model!r} is not a valid model name")
-    return [[f"tags.model = '{model}'"] for model in dict.fromkeys(models)] or [[]]
+    return [[_model_is("=", model)] for model in dict.fromkeys(models)] or [[]]
+
+
+def _model_is(operator: str, model: str) -> str:
+    """Return a condition in MLflow's search syntax, in which quotes cannot be escaped.
+
+    Raises:
+        CompareError: the name has both kinds of quotes.
+    """
+    for quote in ("'", '"'):
+        if quote not in model:
+            return f"tags.model {operator} {quote}{model}{quote}"
+    raise CompareError(f"MLflow cannot search for {model!r}, with both kinds of quotes")
 
 
 def _latest_of_each_model(query: Query, experiments: list[str] | None) -> list[Run]:
@@ -131,13 +183,26 @@ def _latest_of_each_model(query: Query, experiments: list[str] | None) -> list[R
             for conditions in _by_model(query.models)
             for run in _search(query, experiments, conditions, NEWEST_FIRST, 1)
         ]
+    return _latest_of_all_models(query, experiments)
+
+
+def _latest_of_all_models(query: Query, experiments: list[str] | None) -> list[Run]:
     # The store cannot group: repeatedly ask for the newest run of a model not found yet.
-    found: list[Run] = []
+    found: dict[str, Run] = {}
     others: list[str] = []
-    while newest := _search(query, experiments, others, NEWEST_FIRST, 1):
-        found += newest
-        others.append(f"tags.model != '{newest[0].data.tags['model']}'")
-    return found
+    limit = 1
+    while newest := _search(query, experiments, others, NEWEST_FIRST, limit):
+        run = next((run for run in newest if run.data.tags["model"] not in found), None)
+        if run is not None:
+            model = run.data.tags["model"]
+            found[model] = run
+            with suppress(CompareError):
+                others.append(_model_is("!=", model))
+        elif len(newest) < limit:
+            break
+        else:  # all are of models that no condition can leave out
+            limit *= 2
+    return list(found.values())
 
 
 def _search(
@@ -170,7 +235,7 @@ def _table(found: Sequence[Run]) -> pd.DataFrame:
     rows = [
         {
             "model": run.data.tags["model"],
-            **{name: run.data.metrics.get(name, math.nan) for name in METRICS},
+            **{name: _stored(run.data.metrics.get(name, math.nan)) for name in METRICS},
             **{name: run.data.params.get(name) for name in PARAMS},
             "run_name": run.info.run_name,
             "run_id": run.info.run_id,
@@ -186,3 +251,8 @@ def _table(found: Sequence[Run]) -> pd.DataFrame:
     table[NAMES] = table[NAMES].astype("string")
     table[SWITCHES] = table[SWITCHES].apply(lambda values: values.str.lower())
     return table.astype(dict.fromkeys(METRICS, float))
+
+
+def _stored(value: float) -> float:
+    # MLflow's database stores infinity as the largest float.
+    return math.copysign(math.inf, value) if abs(value) == sys.float_info.max else value

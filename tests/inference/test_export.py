@@ -28,7 +28,7 @@ def test_a_logged_model_comes_back_as_the_lab_saves_it(
     uri = models.model_uri(training.mlflow.get_run(train_small(name)))
     result = CliRunner().invoke(command, ["--model-uri", uri, "--name", name])
     assert result.exit_code == 0, result.output
-    path = Path("models", f"{name}.pth")
+    path = Path("models", f"{name}.pth").absolute()
     assert result.stdout.startswith(f"{path}: {path.stat().st_size:,} bytes\n")
     assert "weights_only=True" in result.stdout
 

@@ -278,6 +278,11 @@ def test_csv_and_json_hold_the_same_answers(tmp_path: Path) -> None:
     assert [record["probability"] for record in records] == table["probability"].tolist()
 
 
+def test_a_file_name_is_no_formula_in_a_spreadsheet(tmp_path: Path) -> None:
+    predict.write([answer("=1+1.png")], tmp_path / "answers.csv")
+    assert pd.read_csv(tmp_path / "answers.csv")["image"].tolist() == ["'=1+1.png"] * 2
+
+
 def test_nothing_half_written_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full_disk(table: pd.DataFrame, path: Path, **options: object) -> None:
         path.write_text("image,tr")
@@ -363,6 +368,7 @@ def test_unreadable_files_are_named_skipped_and_counted(
     assert result.stderr.splitlines() == [
         "cannot read bad.png: not a PNG or JPEG image",
         "cannot read missing.png: No such file or directory",
+        f"Wrote {tmp_path / 'out.json'}",
         "Error: unreadable files skipped: 2",
     ]
     assert result.stdout.startswith("good.png\n")

@@ -1,9 +1,12 @@
 """What the comparison shows: runs made up of a few numbers each, no training."""
 
+import html
 import json
 import math
+import re
 from collections.abc import Callable
 from html.parser import HTMLParser
+from importlib import import_module
 from io import StringIO
 from pathlib import Path
 
@@ -12,14 +15,16 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
+from mlflow.entities import LoggedModelOutput, Metric, Param
 from rich.cells import cell_len
 
 from entrypoints.compare import compare
+from fashion.errors import printable
 from fashion.settings.comparison import TABLE_FORMATS
 from fashion.settings.experiment import LOGGED
 from fashion.settings.metrics import METRICS
-from fashion.tracking.query import COLUMNS, GROUP_KEY
+from fashion.tracking import models, query
+from fashion.tracking.query import COLUMNS, GROUP_KEY, CompareError
 from tests.conftest import assert_one_line
 
 pytestmark = [pytest.mark.usefixtures("store"), pytest.mark.filterwarnings("error::FutureWarning")]
@@ -207,10 +212,18 @@ def test_an_invalid_filter_is_refused_in_one_line(options: tuple[str, ...]) -> N
         assert_one_line(run_compare("--filter", condition, *options))
 
 
-@pytest.mark.parametrize("name", ["it's", "cnn' or tags.model = 'x"])
-def test_what_is_no_model_name_is_refused_in_one_line(name: str) -> None:
-    log_run()
-    assert name in assert_one_line(run_compare("--model", name)).replace("\\'", "'")
+@pytest.mark.parametrize("options", [(), ("--group",), ("--latest-per-model",)])
+@pytest.mark.parametrize("name", ["CNN", "it's", "cnn' or tags.model = 'x", "a\nb"])
+def test_a_model_without_runs_is_refused_with_those_that_have_some(
+    name: str, options: tuple[str, ...]
+) -> None:
+    log_run("cnn")
+    log_run("baseline")
+    message = assert_one_line(run_compare("--model", f"cnn,{name}", *options))
+    assert (
+        message
+        == f"Error: no run of the model {printable(name)}: there are runs of baseline, cnn\n"
+    )
 
 
 def test_the_latest_run_of_each_model_is_shown_whatever_its_status_and_its_name() -> None:
@@ -227,6 +240,22 @@ def test_the_latest_run_of_each_model_is_shown_whatever_its_status_and_its_name(
     # Of the runs that fulfil the filter.
     worse = "metrics.val_accuracy < 0.75"
     assert run_ids("--latest-per-model", "--filter", worse) == [cnn, older]
+
+
+@pytest.mark.parametrize("name", ["it's", 'a "b"', """it's "b" """])
+def test_a_model_with_quotes_in_its_name_is_compared_like_any_other(name: str) -> None:
+    older = log_run("cnn", metrics={"val_accuracy": 0.7})
+    for accuracy in (0.1, 0.2, 0.9):
+        quoted = log_run(name, metrics={"val_accuracy": accuracy})
+    assert run_ids("--latest-per-model") == [quoted, older]
+
+
+@pytest.mark.parametrize("name", ["it's", 'a "b"'])
+def test_a_model_with_quotes_in_its_name_can_be_asked_for(name: str) -> None:
+    log_run("cnn")
+    quoted = log_run(name)
+    assert run_ids("--model", name) == run_ids("--model", name, "--latest-per-model") == [quoted]
+    assert "both kinds of quotes" in assert_one_line(run_compare("--model", f"{name}\"'"))
 
 
 def test_several_experiments_are_compared_together_and_all_of_them_by_one_word() -> None:
@@ -374,7 +403,7 @@ def _parse_html(text: str) -> pd.DataFrame:
 
 def _parse_markdown(text: str) -> pd.DataFrame:
     header, rule, *rows = (
-        [cell.strip().replace("\\|", "|") for cell in line[1:-1].split(" | ")]
+        [html.unescape(re.sub(r"\\(.)", r"\1", cell)).strip() for cell in line[1:-1].split(" | ")]
         for line in text.splitlines()
     )
     assert set(rule) == {"---"}
@@ -477,7 +506,7 @@ def test_the_table_of_runs_fits_a_terminal_and_cuts_no_cell(model: str, metric: 
     if metric != "val_accuracy":
         expected = {
             "val_loss": "1.23e5",
-            "test_loss": "1.8e308",
+            "test_loss": "inf",
             "train_seconds": "1.23e6",
             "images_per_second": "1.23e7",
         }
@@ -507,6 +536,56 @@ def test_the_table_of_groups_fits_a_terminal_and_cuts_no_cell(model: str, metric
             "train_seconds": "2.47e6±1.23e6",
         }
         assert expected[metric] in text
+
+
+@pytest.mark.parametrize("output_format", ["table", "csv", "markdown", "html"])
+def test_an_infinite_loss_reads_as_such(output_format: str) -> None:
+    log_run(metrics={"val_loss": math.inf})
+    text = run_compare("--format", output_format, "--metric", "val_loss").stdout
+    assert re.search(r"\binf\b", text)
+    assert "308" not in text
+
+
+def test_the_header_of_groups_reads_by_columns() -> None:
+    log_run()
+    upper, lower = table_lines("--group")[:2]
+    assert upper.split()[-2:] == ["hidden", "val"]
+    assert lower.split()[-2:] == ["units", "size"]
+
+
+UNSAFE = "<img src=x>\n| `a` [b](c) *d* &lt; \\| e\x1b[2J"
+
+
+def test_markdown_shows_a_runs_name_as_text() -> None:
+    log_run(name=UNSAFE)
+    text = run_compare("--format", "markdown").stdout
+    assert len(text.splitlines()) == 3
+    assert "<" not in text
+    assert re.search(r"(?<!\\)[`*\[]", text) is None
+    cells = re.findall(r"(?:\\.|[^\\|])+", text.splitlines()[2])  # as GitHub splits them
+    shown = html.unescape(re.sub(r"\\(.)", r"\1", cells[COLUMNS.index("run_name")]))
+    assert shown.strip() == printable(UNSAFE)
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\uff1d1"])
+def test_a_csv_holds_no_formula_and_its_numbers_stay_numbers(name: str) -> None:
+    log_run(name=name, metrics={"val_loss": -0.5})
+    log_run(name="a=1")
+    table = pd.read_csv(StringIO(run_compare("--format", "csv", "--metric", "val_loss").stdout))
+    assert table["run_name"].tolist() == [f"'{name}", "a=1"]
+    assert table["val_loss"][0] == -0.5
+
+
+def test_a_models_name_cannot_move_the_cursor() -> None:
+    log_run("net\x1b[2J\nnet")
+    assert table_lines()[-1].startswith(r"net\x1b[2J\nnet")
+
+
+def test_the_number_of_rows_may_be_large_but_not_absurd() -> None:
+    run_id = log_run()
+    assert run_ids("--top", "2147483647") == [run_id]
+    for top in ("2147483648", "9" * 23, "9" * 5_000):
+        assert run_compare("--top", top).exit_code == 2
 
 
 def test_usual_numbers_are_shown_in_full_with_every_metric() -> None:
@@ -539,7 +618,13 @@ def test_the_output_file_holds_what_would_have_been_printed(
     path = tmp_path / "new" / "comparison"
     result = run_compare("--format", output_format, "--output", str(path))
     assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == f"Wrote {path}\n"
     assert path.read_text(encoding="utf-8") == printed
+
+
+def test_where_a_relative_path_leads_is_said_in_full(store: Path) -> None:
+    log_run()
+    assert run_compare("--output", "table.md").stderr == f"Wrote {store / 'table.md'}\n"
 
 
 # A file where a folder would have to be, and a folder where the file would.
@@ -614,3 +699,35 @@ def test_nothing_found_can_be_logged_too(options: tuple[str, ...]) -> None:
     result = run_compare("--log", *options)
     assert result.exit_code == 0, result.output
     assert logged_table(result.stderr.split()[-1]).empty
+
+
+def log_models(*run_ids: str) -> None:
+    """Give runs a model of their own, as far as its URI."""
+    for run_id in run_ids:
+        model = mlflow.create_external_model(name="model", source_run_id=run_id)
+        MlflowClient().log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+
+
+def test_the_id_in_the_table_leads_to_the_runs_model() -> None:
+    first, second = log_run(), log_run()
+    log_models(first, second)
+    uri = models.model_uri(mlflow.get_run(second))
+    assert query.model_uri(second[:8]) == query.model_uri(second) == uri
+    assert query.model_uri(uri) == uri
+
+
+@pytest.mark.parametrize("command", ["predict", "explore", "export"])
+def test_an_id_that_is_no_runs_is_refused_in_one_line(command: str) -> None:
+    arguments = ["--model-uri", "deadbeef", *(["--indices", "0"] if command == "predict" else [])]
+    entry_point = getattr(import_module(f"entrypoints.{command}"), command)
+    message = assert_one_line(CliRunner().invoke(entry_point, arguments))
+    assert message == "Error: deadbeef is no run of this tracking store\n"
+
+
+def test_the_beginning_of_several_ids_is_refused_with_all_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runs = [mlflow.get_run(log_run()) for _ in range(2)]
+    monkeypatch.setattr(mlflow, "search_runs", lambda **_: runs)
+    with pytest.raises(CompareError, match=" and ".join(run.info.run_id for run in runs)):
+        query.model_uri("deadbeef")
