@@ -39,7 +39,7 @@ from fashion.settings.task import MODEL_NAME
 def export(model_uri: str, output_format: str, name: str, output_dir: str, data_dir: str) -> None:
     """Write a model as NAME.pth or NAME.onnx and verify the written file."""
     from fashion.data.dataset import load_dataset
-    from fashion.inference import export
+    from fashion.inference import classifier, export
     from fashion.tracking import models, query, store
 
     path = Path(output_dir, f"{name}.{output_format}").absolute()
@@ -47,6 +47,8 @@ def export(model_uri: str, output_format: str, name: str, output_dir: str, data_
     model = models.load(query.model_uri(model_uri))
     if output_format == "onnx":
         export.require_onnx()
+    classifier.check(model, model_uri)
+    if output_format == "onnx":
         images = load_dataset(data_dir).test.images[:300]
         checked = export.to_onnx(model, path, images)
     else:

@@ -7,6 +7,7 @@ import click
 from entrypoints.cli.command import Command, report_written
 from entrypoints.cli.options import data_dir_option, model_uri_option
 from entrypoints.cli.types import Indices, OutputFile, UserPath
+from fashion.errors import printable
 
 
 @click.command(cls=Command)
@@ -17,7 +18,8 @@ from entrypoints.cli.types import Indices, OutputFile, UserPath
     multiple=True,
     default=[""],
     metavar="PATH",
-    help="PNG or JPEG file, or folder of such files; can be repeated.",
+    help="Image file, or folder of such files and folders: PNG, JPEG, WebP, GIF, TIFF, BMP or AVIF;"
+    " can be repeated.",
 )
 @click.option(
     "--indices",
@@ -65,27 +67,38 @@ def predict(
 ) -> None:
     """Classify image files, test images, or both.
 
-    Unreadable files are reported and skipped; the exit code is then 1.
+    Unreadable files are reported and skipped; the exit code is then 1. Files in a folder whose name
+    is not an image's are named, too.
     """
     if not any(paths) and not indices:
         raise click.UsageError("Give --images, --indices, or both.")
     from fashion.data.dataset import load_dataset
-    from fashion.inference import photographs, predict
+    from fashion.inference import classifier, photographs, predict
     from fashion.tracking import models, query, store
 
     samples, skipped = [], 0
-    for file in (file for path in paths if path for file in photographs.find(Path(path))):
-        try:
-            samples.append(predict.from_file(file, invert))
-        except photographs.ImageError as error:
-            click.echo(error, err=True)
-            skipped += 1
+    for path in filter(None, paths):
+        found = photographs.find(Path(path))
+        for file in found.images:
+            try:
+                samples.append(predict.from_file(file, invert))
+            except photographs.ImageError as error:
+                click.echo(error, err=True)
+                skipped += 1
+        if found.others:
+            listed = printable(", ".join(str(other) for other in found.others))
+            click.echo(
+                f"passed over, as the names are no images': {len(found.others)} ({listed})",
+                err=True,
+            )
     if indices:
         test = load_dataset(data_dir).test
         samples += [predict.from_subset(test, index) for index in indices]
     if samples:
         store.connect()
-        answers = predict.classify(models.load(query.model_uri(model_uri)), samples, top)
+        model = models.load(query.model_uri(model_uri))
+        classifier.check(model, model_uri)
+        answers = predict.classify(model, samples, top)
         click.echo(predict.render(answers), nl=False)
         if output:
             predict.write(answers, output)

@@ -8,20 +8,30 @@ section 2). `convert` follows them except where its docstring says so.
 
 import os
 import warnings
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageChops, ImageFilter, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageFilter, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
 from fashion.errors import FashionError, printable
 from fashion.settings.task import IMAGE_SHAPE
 
-IMAGE_FORMATS = ("PNG", "JPEG")
-SUFFIXES = (".png", ".jpg", ".jpeg")
-# A decoded pixel takes up to 4 bytes, and a rotated copy the same: half a gigabyte at most.
-MAX_PIXELS = 50_000_000
+# Raster formats that cameras, telephones and shops write. Pillow reads more, some by running other
+# programs (EPS) or with decoders that few people use.
+IMAGE_FORMATS = (
+    *("PNG", "JPEG", "GIF", "TIFF", "BMP"),
+    *(name for name in ("WEBP", "AVIF") if features.check(name.lower())),
+)
+# Telephones take 50 and 64 million pixels. A decoded pixel takes up to 4 bytes, and a rotated copy
+# the same: half a gigabyte at most. JPEG, their format, is decoded at an eighth of the size.
+MAX_PIXELS = 65_000_000
+# These decoders hold up to 16 bytes a pixel.
+MAX_PIXELS_OF = {"WEBP": MAX_PIXELS // 2, "AVIF": MAX_PIXELS // 2}
 SIZE = IMAGE_SHAPE[1:]
 # The garment is located at eight times the final resolution; downscaling averages noise out.
 WORKING_SIZE = (8 * SIZE[0], 8 * SIZE[1])
@@ -33,20 +43,54 @@ class ImageError(FashionError):
     """A file cannot be read as an image, or shows nothing."""
 
 
-def find(path: Path) -> list[Path]:
-    """Return the image files in a folder, by their suffix, sorted by name; not recursive.
+class Found(NamedTuple):
+    """What a path holds.
 
-    A path that is not a folder, or a folder without image files, is returned itself, so that `read`
-    reports the error.
+    Attributes:
+        images: files to read, sorted.
+        others: files and folders that are passed over, sorted: those with other suffixes, hidden
+            ones, and links to folders.
     """
-    listable = os.access(path, os.R_OK) and path.is_dir()
-    entries = sorted(path.iterdir()) if listable else []
-    files = [entry for entry in entries if entry.suffix.lower() in SUFFIXES and entry.is_file()]
-    return files or [path]
+
+    images: list[Path]
+    others: list[Path]
+
+
+def find(path: Path) -> Found:
+    """Find the image files in a folder and the folders in it, by their suffix.
+
+    A path that is not a folder, a folder without image files, and a folder that cannot be listed
+    are among the images themselves, so that `read` reports the error.
+    """
+    images: list[Path] = []
+    others: list[Path] = []
+
+    def unreadable(error: OSError) -> None:
+        images.append(Path(error.filename))
+
+    for folder, folders, files in os.walk(path, onerror=unreadable):
+        entered: list[Path] = []
+        for entry in (Path(folder, name) for name in folders):
+            passed_over = entry.name.startswith(".") or entry.is_symlink()
+            (others if passed_over else entered).append(entry)
+        folders[:] = [entry.name for entry in entered]
+        for entry in (Path(folder, name) for name in files):
+            hidden = entry.name.startswith(".")
+            passed_over = hidden or entry.suffix.lower() not in suffixes()
+            (others if passed_over else images).append(entry)
+    return Found(sorted(images) or [path], sorted(others))
+
+
+@cache
+def suffixes() -> frozenset[str]:
+    """Return the suffixes of files of `IMAGE_FORMATS`, in lower case with the dot."""
+    Image.init()
+    registered = Image.registered_extensions().items()
+    return frozenset(suffix for suffix, name in registered if name in IMAGE_FORMATS)
 
 
 def read(path: Path, invert: str = "auto") -> Tensor:
-    """Read a PNG or JPEG file and `convert` it; of an animated PNG only the first frame.
+    """Read an image file and `convert` it; of several frames or pages only the first.
 
     Args:
         path: the file; the format is detected from its content, not its name.
@@ -56,12 +100,13 @@ def read(path: Path, invert: str = "auto") -> Tensor:
         uint8, shape (1, 28, 28).
 
     Raises:
-        ImageError: the file is missing, not PNG or JPEG, damaged, larger than `MAX_PIXELS`, or
-            shows nothing.
+        ImageError: the file is missing, of none of `IMAGE_FORMATS`, damaged, larger than
+            `MAX_PIXELS` or the format's own limit, or shows nothing.
     """
     try:
         if path.is_dir():
-            raise ValueError(f"a folder without readable {', '.join(SUFFIXES)} files")
+            next(path.iterdir(), None)  # raises if listing is denied
+            raise ValueError("a folder without images")
         if path.exists() and not path.is_file():
             raise ValueError("not a regular file")
         # Pillow's warnings are either harmless or followed by an error.
@@ -69,10 +114,12 @@ def read(path: Path, invert: str = "auto") -> Tensor:
             warnings.catch_warnings(action="ignore"),
             Image.open(path, formats=IMAGE_FORMATS) as image,
         ):
-            if image.width * image.height > MAX_PIXELS:
+            limit = MAX_PIXELS_OF.get(image.format or "", MAX_PIXELS)
+            if image.width * image.height > limit:
                 raise ValueError(
-                    f"{image.width}x{image.height} pixels exceed the limit of {MAX_PIXELS:,}"
+                    f"{image.width}x{image.height} pixels exceed the limit of {limit:,}"
                 )
+            image.draft(None, WORKING_SIZE)  # JPEG only
             return convert(image, invert)
     except Exception as error:  # Pillow's decoders raise many types on damaged files
         raise ImageError(f"cannot read {printable(str(path))}: {_reason(error)}") from error
@@ -81,9 +128,9 @@ def read(path: Path, invert: str = "auto") -> Tensor:
 def convert(image: Image.Image, invert: str = "auto") -> Tensor:
     """Convert a picture of any size and mode.
 
-    1. Rotate it according to its EXIF orientation.
+    1. Rotate it according to its EXIF orientation, if that can be read.
     2. Make transparent pixels white, like the catalogue's background; black if `invert` is "never".
-    3. Convert to 8-bit grayscale; of 16 bits use the upper 8.
+    3. Convert to 8-bit grayscale; of 16 bits use the upper 8, of 32 the range that occurs.
     4. Invert it if `invert` is "always", or if it is "auto" and the median of the four corner
        pixels is above 127. Only the corners, because a wide garment covers most of the border.
 
@@ -108,7 +155,9 @@ def convert(image: Image.Image, invert: str = "auto") -> Tensor:
     Raises:
         ValueError: nothing stands out from the background.
     """
-    ImageOps.exif_transpose(image, in_place=True)
+    image.load()
+    with suppress(Exception):  # many types; the pixels of a file with damaged metadata are whole
+        ImageOps.exif_transpose(image, in_place=True)
     gray = _grayscale(image, ground=0 if invert == "never" else 255)
     gray.thumbnail(WORKING_SIZE)
     if invert == "always" or (invert == "auto" and _background(gray) > 127):
@@ -121,12 +170,18 @@ def convert(image: Image.Image, invert: str = "auto") -> Tensor:
 
 
 def _grayscale(image: Image.Image, ground: int) -> Image.Image:
-    if image.mode == "I;16":
-        # Pillow's own conversion clips at 255 instead of scaling.
+    # Pillow's own conversion of these modes clips at 255 instead of scaling.
+    if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        image.thumbnail(WORKING_SIZE)
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        return Image.fromarray(
+            np.interp(values, (values.min(), values.max()), (0, 255)).astype(np.uint8)
+        )
     if not image.has_transparency_data:
         return image.convert("L")
-    rgba = image.convert("RGBA")
+    rgba = image if image.mode == "RGBA" else image.convert("RGBA")
     canvas = Image.new("L", image.size, ground)
     canvas.paste(rgba.convert("L"), mask=rgba.getchannel("A"))
     return canvas
@@ -148,6 +203,6 @@ def _garment(gray: Image.Image) -> Image.Image:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return f"not a {' or '.join(IMAGE_FORMATS)} image"
+        return f"not an image in one of the formats {', '.join(IMAGE_FORMATS)}"
     text = (isinstance(error, OSError) and error.strerror) or str(error)
     return next(iter(text.splitlines()), type(error).__name__)

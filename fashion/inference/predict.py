@@ -1,5 +1,6 @@
 """Classify images: collect samples, predict their classes, and show the predictions."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,12 @@ from fashion.training import evaluation
 
 # 20 rows of the figure; matplotlib's limit is a height of 65,535 pixels.
 MAX_DRAWN = 60
+# Fonts with Chinese, Japanese and Korean characters, which matplotlib's own lacks: those of Linux,
+# macOS and Windows.
+CJK_FONTS = (
+    *("Noto Sans CJK JP", "Noto Sans CJK SC", "IPAexGothic", "WenQuanYi Zen Hei"),
+    *("Hiragino Sans", "PingFang SC", "Yu Gothic", "Microsoft YaHei", "Malgun Gothic"),
+)
 
 
 class Sample(NamedTuple):
@@ -118,19 +125,28 @@ def draw(answers: Sequence[Answer], path: Path) -> None:
         files.FileError: the file cannot be written.
     """
     # Imported here because it imports scikit-learn, which takes a second.
+    from matplotlib import font_manager, rc_context
+
     from fashion.analysis import figures
 
+    installed = set(font_manager.get_font_names())
+    fonts = ["DejaVu Sans", *(name for name in CJK_FONTS if name in installed)]
     drawn = answers[:MAX_DRAWN]
     true = [answer.sample.true for answer in drawn if answer.sample.true]
     all_known = len(true) == len(drawn)
-    figure = figures.prediction_grid(
-        torch.stack([answer.sample.image for answer in drawn]),
-        predicted=[answer.classes[0] if all_known else _caption(answer) for answer in drawn],
-        true=true if all_known else None,
-        title=f"the first {len(drawn)} of {len(answers):,}" if len(drawn) < len(answers) else "",
-    )
-    with replacing(path) as file:
-        figure.savefig(file, dpi=100)
+    with rc_context({"font.family": fonts}), warnings.catch_warnings():
+        # Without such a font, a name's characters are drawn as boxes.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure = figures.prediction_grid(
+            torch.stack([answer.sample.image for answer in drawn]),
+            predicted=[answer.classes[0] if all_known else _caption(answer) for answer in drawn],
+            true=true if all_known else None,
+            title=f"the first {len(drawn)} of {len(answers):,}"
+            if len(drawn) < len(answers)
+            else "",
+        )
+        with replacing(path) as file:
+            figure.savefig(file, dpi=100)
 
 
 def _caption(answer: Answer) -> str:

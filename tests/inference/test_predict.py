@@ -2,9 +2,12 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -27,7 +30,7 @@ from fashion.settings.experiment import Recipe
 from fashion.settings.task import CLASSES
 from fashion.tracking import models, store
 from fashion.training import evaluation, loop
-from tests.conftest import HANG_SECONDS, ROOT
+from tests.conftest import HANG_SECONDS, ROOT, assert_one_line
 
 
 @pytest.fixture(scope="module")
@@ -176,17 +179,16 @@ def encoded(image: Image.Image, image_format: str) -> bytes:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "not a PNG or JPEG image"),
-        (b"hello", "not a PNG or JPEG image"),
-        (encoded(Image.new("P", (28, 28)), "GIF"), "not a PNG or JPEG image"),
-        (encoded(Image.new("L", (28, 28)), "BMP"), "not a PNG or JPEG image"),
+        (b"", "not an image in one of the formats PNG, JPEG"),
+        (b"hello", "not an image in one of the formats PNG, JPEG"),
+        (encoded(Image.new("L", (28, 28)), "PPM"), "not an image in one of the formats PNG, JPEG"),
         (jpeg((300, 300))[:900], "truncated"),
-        (encoded(Image.new("1", (8_000, 7_000)), "PNG"), "exceed the limit of 50,000,000"),
-        (encoded(Image.new("1", (10_000, 10_000)), "PNG"), "exceed the limit of 50,000,000"),
+        (encoded(Image.new("1", (9_000, 8_000)), "PNG"), "exceed the limit of 65,000,000"),
+        (encoded(Image.new("1", (10_000, 10_000)), "PNG"), "exceed the limit of 65,000,000"),
         (encoded(Image.new("1", (14_000, 13_000)), "PNG"), "exceeds limit"),
         (encoded(Image.new("RGB", (100, 100), "white"), "PNG"), "nothing stands out"),
     ],
-    ids=["empty", "text", "gif", "bmp", "truncated", "56 MP", "100 MP", "182 MP", "blank"],
+    ids=["empty", "text", "ppm", "truncated", "72 MP", "100 MP", "182 MP", "blank"],
 )
 def test_what_is_no_readable_picture_is_refused_in_one_line(
     tmp_path: Path, content: bytes, reason: str, recwarn: pytest.WarningsRecorder
@@ -209,23 +211,107 @@ def test_a_wrong_invert_is_refused_rather_than_classified_as_black() -> None:
 
 @pytest.mark.parametrize("name", ["missing.png", "x" * 300, "/dev/null"])
 def test_what_is_no_file_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
-    assert photographs.find(tmp_path / name) == [tmp_path / name]
+    assert photographs.find(tmp_path / name) == ([tmp_path / name], [])
     with pytest.raises(photographs.ImageError, match="cannot read"):
         photographs.read(tmp_path / name)
 
 
-def test_a_folder_is_read_in_order_and_not_deeper(tmp_path: Path) -> None:
-    for name in ("b.PNG", "a.jpeg", "c.jpg", "notes.txt", "deeper/d.png", "folder.png/e.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+def test_a_folder_and_its_folders_are_read_in_order_and_the_rest_is_named(tmp_path: Path) -> None:
+    images = ["a.jfif", "b.PNG", "c.webp", "deeper/d.avif", "deeper/still/e.gif", "f.png/g.tif"]
+    others = [".hidden.png", "cat.heic", "deeper/notes.txt"]
+    for name in (*images, *others, ".trash/h.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert [path.name for path in photographs.find(tmp_path)] == ["a.jpeg", "b.PNG", "c.jpg"]
+    (tmp_path / "loop").symlink_to(tmp_path)
+    found = photographs.find(tmp_path)
+    assert found.images == [tmp_path / name for name in images]
+    assert found.others == sorted(tmp_path / name for name in (*others, ".trash", "loop"))
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
-    (path,) = photographs.find(tmp_path)
+    (path,), _ = photographs.find(tmp_path)
     with pytest.raises(photographs.ImageError, match="folder without"):
         photographs.read(path)
+
+
+@pytest.fixture
+def guarded() -> Iterator[Path]:
+    """A folder, seen by a user who may not enter `locked` in it, nor list `secret`."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        path.chmod(0o755)
+        for name in ("locked", "secret"):
+            (path / name).mkdir()
+            save(Image.linear_gradient("L"), path / name / "a.png")
+        (path / "locked").chmod(0o444)
+        (path / "secret").chmod(0o000)
+        user = os.geteuid()
+        if user == 0:  # who may do everything
+            os.seteuid(65534)
+        try:
+            yield path
+        finally:
+            os.seteuid(user)
+            for name in ("locked", "secret"):
+                (path / name).chmod(0o755)
+
+
+def test_a_folder_that_may_not_be_entered_or_listed_is_one_line(guarded: Path) -> None:
+    images, others = photographs.find(guarded)
+    assert images == [guarded / "locked" / "a.png", guarded / "secret"]
+    assert others == []
+    for path in images:
+        with pytest.raises(photographs.ImageError, match="Permission denied"):
+            photographs.read(path)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".gif", ".tiff", ".bmp", ".webp"])
+def test_a_format_without_losses_gives_the_image_itself(
+    dataset: FashionMNIST, tmp_path: Path, suffix: str
+) -> None:
+    image = dataset.test.images[0]
+    options = {"lossless": True} if suffix == ".webp" else {}
+    assert torch.equal(
+        photographs.read(save(picture(image), tmp_path / f"a{suffix}", **options)), image
+    )
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".avif", ".webp"])
+def test_a_format_with_losses_gives_nearly_the_image(
+    dataset: FashionMNIST, tmp_path: Path, suffix: str
+) -> None:
+    image = dataset.test.images[0]
+    path = save(picture(image).convert("RGB"), tmp_path / f"a{suffix}", quality=95)
+    assert photographs.find(tmp_path).images == [path]
+    assert (photographs.read(path).float() - image.float()).abs().mean() < 5
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32, ">u2"])
+def test_a_deep_tiff_is_scaled_not_clipped(
+    dataset: FashionMNIST, tmp_path: Path, dtype: str
+) -> None:
+    image = dataset.test.images[0]
+    deep = (image.squeeze(0).numpy().astype(float) * 257).astype(dtype)
+    assert torch.equal(photographs.read(save(Image.fromarray(deep), tmp_path / "a.tiff")), image)
+
+
+@pytest.mark.parametrize("size", [(8192, 6144), (9248, 6936)])
+def test_what_a_telephone_takes_is_read(tmp_path: Path, size: tuple[int, int]) -> None:
+    whole = Image.new("L", size, 255)
+    whole.paste(0, (2000, 1000, 4000, 5000))
+    small = whole.resize((256, 192))
+    expected = photographs.convert(small)
+    difference = photographs.read(save(whole, tmp_path / "a.jpg")).float() - expected.float()
+    assert difference.abs().mean() < 4
+
+
+def test_damaged_metadata_do_not_matter_where_the_pixels_are_whole(
+    dataset: FashionMNIST, tmp_path: Path
+) -> None:
+    image = dataset.test.images[0]
+    path = save(picture(image), tmp_path / "a.png", exif=b"Exif\0\0no TIFF header")
+    assert torch.equal(photographs.read(path), image)
 
 
 def test_a_garbled_file_name_is_escaped() -> None:
@@ -316,6 +402,53 @@ def test_the_figure_tells_right_from_wrong_by_colour(tmp_path: Path) -> None:
     assert not {GREEN, RED} & colours(path)
 
 
+def test_a_name_in_japanese_is_drawn_without_a_warning(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    predict.draw([answer("コート.png")], tmp_path / "grid.png")
+    assert not recwarn.list
+
+
+class Fixed(nn.Module):
+    """A model that returns the same for whatever images."""
+
+    def __init__(self, answer: object, takes: int = 28) -> None:
+        super().__init__()
+        self.answer, self.takes = answer, takes
+
+    def forward(self, images: Tensor) -> object:
+        assert images.shape[-1] == self.takes, "expected 224 pixels\nand more"
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("foreign", "problem"),
+    [
+        (Fixed(torch.zeros(2, 2)), "returns shape (2, 2) for two images"),
+        (Fixed(torch.zeros(2, 10, 1)), "returns shape (2, 10, 1)"),
+        (Fixed(torch.zeros(2, 10, dtype=torch.int64)), "does not return logits"),
+        (Fixed({"logits": torch.zeros(2, 10)}), "does not return logits, but a dict"),
+        (Fixed(torch.zeros(2, 10), takes=224), "(expected 224 pixels)"),
+    ],
+)
+@pytest.mark.parametrize("arguments", [["predict", "--indices", "0"], ["export"]])
+def test_another_kind_of_model_is_one_line_and_writes_nothing(
+    run: Callable[..., Result],
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    foreign: nn.Module,
+    problem: str,
+    arguments: list[str],
+) -> None:
+    monkeypatch.setattr(models, "load", Mock(return_value=foreign))
+    name, *options = arguments
+    entry_point = getattr(import_module(f"entrypoints.{name}"), name)
+    result = CliRunner().invoke(entry_point, [*options, "--model-uri", "models:/other/1"])
+    assert problem in assert_one_line(result)
+    assert "models:/other/1" in result.stderr
+    assert not Path("models").exists()
+
+
 def test_the_figure_of_many_images_stays_drawable(tmp_path: Path) -> None:
     path = tmp_path / "grid.png"
     predict.draw([answer(true="Coat")] * 70, path)
@@ -362,11 +495,14 @@ def test_unreadable_files_are_named_skipped_and_counted(
 ) -> None:
     save(picture(dataset.test.images[1]), tmp_path / "good.png")
     (tmp_path / "bad.png").write_text("no image")
+    (tmp_path / "notes.txt").touch()
     result = run("--images", ".", "--images", "missing.png", "--output", "out.json")
     assert result.exit_code == 1
     assert isinstance(result.exception, SystemExit)
     assert result.stderr.splitlines() == [
-        "cannot read bad.png: not a PNG or JPEG image",
+        "cannot read bad.png: not an image in one of the formats PNG, JPEG, GIF, TIFF, BMP, WEBP,"
+        " AVIF",
+        "passed over, as the names are no images': 1 (notes.txt)",
         "cannot read missing.png: No such file or directory",
         f"Wrote {tmp_path / 'out.json'}",
         "Error: unreadable files skipped: 2",

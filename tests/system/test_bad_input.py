@@ -181,6 +181,13 @@ def jpeg_of(width: int, height: int) -> bytes:
     )
 
 
+def webp_of(width: int, height: int) -> bytes:
+    content = io.BytesIO()
+    Image.new("L", (16, 16)).save(content, "WEBP")
+    claimed = b"\x9d\x01\x2a" + struct.pack("<HH", width, height)
+    return content.getvalue().replace(b"\x9d\x01\x2a" + struct.pack("<HH", 16, 16), claimed)
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -192,8 +199,13 @@ def jpeg_of(width: int, height: int) -> bytes:
         png(28, 28, chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(2**28), 9))),
         jpeg_of(65_500, 65_500),
         jpeg_of(7_000, 7_000),
+        webp_of(16_383, 16_383),
+        webp_of(6_000, 6_000),
     ],
-    ids=["exapixels", "a line", "49 MP", "64 bits", "text", "profile", "jpeg", "49 MP jpeg"],
+    ids=[
+        *("exapixels", "a line", "49 MP", "64 bits", "text", "profile", "jpeg", "49 MP jpeg"),
+        *("webp", "36 MP webp"),
+    ],
 )
 def test_memory_is_bounded_whatever_an_image_claims(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "claims.png"
@@ -211,8 +223,10 @@ def pictures() -> dict[str, bytes]:
     in_modes["I;16"] = Image.fromarray(np.asarray(gradient).astype(np.uint16) * 257)
     found = {}
     for mode, picture in in_modes.items():
-        for kind in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"):
+        for kind in photographs.IMAGE_FORMATS:
             content = io.BytesIO()
+            if mode == "I;16" and kind not in ("PNG", "TIFF"):
+                continue  # Pillow would clip it to white
             with suppress(OSError, ValueError):  # Pillow writes no such file
                 picture.save(content, kind)
                 found[f"{mode} {kind}"] = content.getvalue()
@@ -240,8 +254,8 @@ def read_or_refuse(content: bytes, invert: str = "auto") -> bool:
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_every_kind_of_picture_is_read_or_refused(name: str) -> None:
-    assert read_or_refuse(PICTURES[name]) == name.endswith(("PNG", "JPEG"))
+def test_every_kind_of_picture_is_read(name: str) -> None:
+    assert read_or_refuse(PICTURES[name])
 
 
 @settings(bounded, max_examples=300)
