@@ -19,6 +19,9 @@ typedef int32_t mask __attribute__((vector_size(4 * LANES), may_alias));
 
 static inline vec keep_if(mask m, vec a) { return (vec)(m & (mask)a); }
 
+/* Where a ReLU passes values and gradients: where y is positive or, as in PyTorch, NaN. */
+static inline mask passes_relu(vec y) { return ~(y <= 0); }
+
 static inline float sum_of_lanes(vec a)
 {
     float sum = 0;
@@ -96,6 +99,7 @@ static void conv_window(
 
 /* y = relu(conv(x)), or with pooling pool(relu(conv(x))). With pooling, places stores the position
  * (0..3, row-major) in its window of each value of y, -1 if the ReLU made it zero; it has no halo.
+ * As in PyTorch, a NaN is greater than any number.
  *
  * x [blocks][in][size + 2][size + 2][LANES], w [out][in][3][3], b [out] */
 void conv_forward(const float *x_, const float *w, const float *b, float *y_, int32_t *places_,
@@ -126,10 +130,10 @@ void conv_forward(const float *x_, const float *w, const float *b, float *y_, in
                             vec value = window[p / 2][o][p % 2] + b[from + o];
                             if (!pool) {
                                 y[(from + o) * y_plane + (i + p / 2 + 1) * y_row + j + p % 2 + 1] =
-                                    keep_if(value > 0, value);
+                                    keep_if(passes_relu(value), value);
                                 continue;
                             }
-                            mask better = value > best;
+                            mask better = (value > best) | (value != value);
                             best = (vec)((better & (mask)value) | (~better & (mask)best));
                             place = (better & p) | (~better & place);
                         }
@@ -154,7 +158,7 @@ static void undo_relu(vec *dz, vec *sums, const vec *dy, const vec *y, const mas
         for (int i = 0; i < y_size; i++)
             for (int j = 0; j < y_size; j++) {
                 long at = o * y_plane + (i + 1) * y_row + j + 1;
-                vec gradient = keep_if(y[at] > 0, dy[at]);
+                vec gradient = keep_if(passes_relu(y[at]), dy[at]);
                 sums[o] += gradient;
                 if (!pool) {
                     dz[at] = gradient;

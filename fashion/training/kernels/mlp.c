@@ -178,7 +178,7 @@ void mlp_step(const float *x, const int64_t *targets, float *logits, int n, int 
     for (int l = layers - 1; l >= 0; l--) {
         const float *output = l == layers - 1 ? logits : inputs[l + 1];
         long count = (long)n * widths[l + 1];
-        for (long i = 0; relu[l] && i < count; i++) dy[i] = output[i] > 0 ? dy[i] : 0;
+        for (long i = 0; relu[l] && i < count; i++) dy[i] = output[i] <= 0 ? 0 : dy[i]; /* NaN too */
         if (l) below(dx, dy, w[l], n, widths[l], widths[l + 1]);
         descend(w[l], b[l], dy, inputs[l], n, widths[l], widths[l + 1], lr);
         float *above = dy;

@@ -1,5 +1,6 @@
 """The native convolutions compute what PyTorch's compute."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -113,3 +114,30 @@ def test_evaluation_gives_the_same_logits(small: FashionMNIST) -> None:
     torch.testing.assert_close(ours.logits, torchs.logits, rtol=1e-4, atol=1e-4)
     assert not torch.equal(ours.logits, torchs.logits)  # else the same code ran twice
     assert ours.accuracy == pytest.approx(torchs.accuracy, abs=0.01)
+
+
+@pytest.mark.parametrize("parameter", [None, *range(8)])
+def test_nan_in_an_image_or_a_weight_spreads_as_in_pytorch(parameter: int | None) -> None:
+    torch.manual_seed(1)
+    model = catalogue.build("cnn", seed=42)
+    images, labels = torch.rand(10, 1, 28, 28), torch.arange(10)
+    spoilt = images if parameter is None else list(model.parameters())[parameter].detach()
+    spoilt[3].view(-1)[0] = math.nan
+    expected = model(images).isnan()
+    assert expected.any()
+    assert torch.equal(conv3x3.forward(model, images).isnan(), expected)
+    _, ours = loss_and_gradients(lambda x: conv3x3.forward(model, x), model, images, labels)
+    _, pytorchs = loss_and_gradients(model, model, images, labels)
+    # PyTorch skips the padding, which we multiply: we may have NaN at a few more taps.
+    assert all(
+        our[theirs.isnan()].isnan().all() for our, theirs in zip(ours, pytorchs, strict=True)
+    )
+
+
+@pytest.mark.parametrize("kernels", ["native", "torch"])
+def test_a_diverging_training_is_seen_to_diverge(small: FashionMNIST, kernels: str) -> None:
+    model = catalogue.build("cnn", seed=42)
+    recipe = Recipe(epochs=1, lr=30, kernels=kernels)
+    (epoch,) = loop.train(model, small.train, recipe, small.test)
+    assert math.isnan(epoch.metrics["train_loss"])
+    assert math.isnan(epoch.metrics["val_loss"])

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -111,3 +113,19 @@ def test_a_pass_keeps_what_it_trains_alive_and_finds_it_where_it_is(small: Fashi
     )
     assert torch.equal(train_pass(batches[:1]), torch.zeros(32, 10))
     assert model[1].weight.abs().sum() > 0
+
+
+@pytest.mark.usefixtures("native_kernels")
+@pytest.mark.parametrize("last", [False, True])
+def test_nan_in_a_weight_spreads_as_in_pytorch(last: bool) -> None:
+    batch = torch.rand(8, 1, 28, 28), torch.arange(8)
+
+    def spoilt_by(make_pass: Callable[..., Any]) -> list[torch.Tensor]:
+        torch.manual_seed(1)
+        model = linear(784, 10, 10, last=last)
+        model[1].weight.detach()[3, 0] = math.nan
+        return [make_pass(model, 0.1)([batch]).isnan(), *(p.isnan() for p in model.parameters())]
+
+    native, pytorchs = spoilt_by(mlp.make_native_pass), spoilt_by(mlp.make_pass)
+    assert pytorchs[2].any()
+    assert all(map(torch.equal, native, pytorchs))
