@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -76,9 +76,10 @@ def train(
     On a CPU with PyTorch's kernels, the lab's recipe gives the same weights, bit for bit, as the
     lab's loop over a shuffled DataLoader.
 
-    Under torchrun, each process trains on its share of each batch. The result equals that of a
-    single process within rounding, except for batch normalisation and random operations, which see
-    only one share. Only rank 0 evaluates.
+    Under torchrun, each process trains on its share of each batch. A share is empty if the batch
+    has fewer rows than there are processes. The result equals that of a single process within
+    rounding, except for batch normalisation and random operations, which see only one share. Only
+    rank 0 evaluates.
 
     Args:
         model: maps float32 images (N, 1, 28, 28) to logits (N, 10).
@@ -105,9 +106,9 @@ def train(
         number = training.epoch
         order = next(orders).to(device)
         start = _clock(device)
-        order, batch_size = _share(order, recipe.batch_size)
+        order, sizes = _share(order, recipe.batch_size)
         targets = labels[order]
-        batches = zip(_batches(images, order, batch_size), targets.split(batch_size), strict=True)
+        batches = zip(_batches(images, order, sizes), targets.split(sizes), strict=True)
         # disable=None: no progress bar unless the output is a terminal.
         progress = tqdm(
             batches, f"epoch {number}/{recipe.epochs}", steps_per_epoch, leave=False, disable=None
@@ -132,20 +133,16 @@ def train(
     training.finish()
 
 
-def _share(order: Tensor, batch_size: int) -> tuple[Tensor, int]:
-    """Return this process's share of each batch in `order`, and the share's batch size.
+def _share(order: Tensor, batch_size: int) -> tuple[Tensor, list[int]]:
+    """Return this process's rows of all batches in `order`, and how many it has of each batch.
 
-    Shares differ by at most one row and are never empty: if the last batch has fewer rows than
-    there are processes, some rows are used by several.
+    Each row belongs to one process. Shares of a batch differ by at most one row.
     """
     workers, rank = distributed.world_size(), distributed.rank()
-    if workers == 1:
-        return order, batch_size
-    shares = []
-    for batch in order.split(batch_size):
-        mine = batch[rank::workers]
-        shares.append(mine if len(mine) else batch[rank % len(batch)].unsqueeze(0))
-    return torch.cat(shares), len(shares[0])
+    size = len(order)
+    place_in_batch = torch.arange(size, device=order.device) % batch_size
+    ends = (min(batch_size, size - start) for start in range(0, size, batch_size))
+    return order[place_in_batch % workers == rank], [len(range(rank, end, workers)) for end in ends]
 
 
 def _measure(logits: Tensor, targets: Tensor) -> tuple[float, float]:
@@ -157,13 +154,16 @@ def _measure(logits: Tensor, targets: Tensor) -> tuple[float, float]:
     return (loss / count).item(), (right / count).item()
 
 
-def _batches(images: Tensor, order: Tensor, batch_size: int) -> Iterator[Tensor]:
-    """Yield uint8 images in `order` as float32 batches.
+def _batches(images: Tensor, order: Tensor, sizes: Sequence[int]) -> Iterator[Tensor]:
+    """Yield uint8 images in `order` as float32 batches of these sizes.
 
     Several batches are gathered and scaled at once, but not more than fit in a CPU's cache.
     """
-    for rows in order.split(math.ceil(GATHERED_IMAGES / batch_size) * batch_size):
-        yield from to_float(images.index_select(0, rows)).split(batch_size)
+    at_once = math.ceil(GATHERED_IMAGES / max(1, *sizes))
+    for start in range(0, len(sizes), at_once):
+        gathered = sizes[start : start + at_once]
+        rows, order = order.tensor_split([sum(gathered)])
+        yield from to_float(images.index_select(0, rows)).split(gathered)
 
 
 def shuffled_orders(size: int, seed: int) -> Iterator[Tensor]:

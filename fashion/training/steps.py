@@ -72,7 +72,7 @@ class Steps:
 
         Args:
             batches: float32 images (B, 1, 28, 28) and int64 targets (B,); with several processes,
-                this process's shares.
+                this process's shares, which may be empty.
         """
         if self.kernels.train_pass is not None:
             return self.kernels.train_pass(batches)
@@ -83,11 +83,16 @@ class Steps:
         with self.autocast():
             logits = self.forward(mixed)
         logits = logits.float()
-        loss = F.cross_entropy(logits, shares, label_smoothing=self.recipe.label_smoothing)
+        loss = F.cross_entropy(
+            logits,
+            shares,
+            label_smoothing=self.recipe.label_smoothing,
+            reduction="mean" if self.workers == 1 else "sum",
+        )
         if self.workers > 1:
-            # DDP averages gradients over processes; rescale to the mean over samples.
-            sizes = distributed.total(torch.tensor(float(len(images)), device=images.device))
-            loss = loss * (self.workers * len(images) / sizes)
+            # DDP averages gradients over processes; rescale to the mean over the batch's rows.
+            rows = distributed.total(torch.tensor(float(len(images)), device=images.device))
+            loss = loss * (self.workers / rows)
         loss.backward()
         if self.recipe.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
@@ -109,6 +114,10 @@ def _synchronized(model: nn.Module) -> Callable[[Tensor], Tensor]:
         now = [parameter.requires_grad for parameter in model.parameters()]
         if now != trainable:  # DDP must not wait for frozen parameters
             wrapped, trainable = distributed.data_parallel(model), now
+        if not len(images):
+            # Each process must take part in DDP's reductions: use a blank image, which no logit and
+            # so no gradient comes from.
+            return wrapped(images.new_zeros(1, *images.shape[1:]))[:0]
         return wrapped(images)
 
     return forward

@@ -80,3 +80,11 @@ def test_training_sees_the_augmented_images(small: FashionMNIST) -> None:
     plain, augmented = final_loss(), final_loss(augment=("shift", "erase"))
     assert augmented > plain + 0.05
     assert final_loss(augment=("shift", "erase")) == augmented
+
+
+def test_a_process_without_rows_of_a_batch_has_nothing_to_augment() -> None:
+    images, targets = torch.zeros(0, 1, 28, 28), torch.zeros(0, dtype=torch.int64)
+    augmented = augmentation.Augmentation(AUGMENTATIONS, seed=1)(images)
+    mixed, shares = augmentation.make_mixup(0.4)(augmented, targets)
+    assert mixed.shape == (0, 1, 28, 28)
+    assert shares.shape == (0, 10)

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ from fashion.tracking import checkpoint
 from tests.conftest import HANG_SECONDS
 from tests.processes import Process
 
-# What both ways of training run: 340 images in batches of 33, which two processes cannot halve,
-# and a last one of 10.
+# What both ways of training run: 332 images in batches of 33 and a last one of 2, of which the last
+# of three processes has none. A second epoch shows what the last batch of the first has done.
 TRAIN = """
 import sys
 import torch
@@ -41,7 +42,7 @@ def head(subset, size):
 def train(dataset, name, architecture, settings):
     model = catalogue.build(name, 7, Architecture(**architecture))
     recipe = Recipe(epochs=2, batch_size=33, kernels="torch", **settings)
-    epochs = loop.train(model, head(dataset.train, 340), recipe, head(dataset.test, 100))
+    epochs = loop.train(model, head(dataset.train, 332), recipe, head(dataset.test, 100))
     losses = [(epoch.loss, epoch.accuracy) for epoch in epochs]
     return losses, model.state_dict()
 """
@@ -52,7 +53,7 @@ def first_mask(dataset):
         torch.nn.Flatten(), torch.nn.Linear(784, 10), torch.nn.Dropout(0.5)
     )
     model[2].register_forward_hook(lambda _, inputs, output: masks.append(output == 0))
-    list(loop.train(model, head(dataset.train, 64), Recipe(epochs=1, batch_size=64)))
+    list(loop.train(model, head(dataset.train, 63), Recipe(epochs=1, batch_size=63)))
     return masks[0]
 
 with distributed.joined(torch.device("cpu")):
@@ -73,13 +74,13 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.fixture(scope="module")
-def by_two(tmp_path_factory: pytest.TempPathFactory, dataset: FashionMNIST) -> tuple[Any, Any]:
-    """By two processes of torchrun: losses and weights of all cases; what each has drawn."""
+def by_three(tmp_path_factory: pytest.TempPathFactory, dataset: FashionMNIST) -> tuple[Any, Any]:
+    """By three processes of torchrun: losses and weights of all cases; what each has drawn."""
     folder = tmp_path_factory.mktemp("launched")
     (folder / "launched.py").write_text(LAUNCHED)
     subprocess.run(
         [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"),
             *(str(folder / "launched.py"), repr(CASES), str(folder / "found.pt")),
         ],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -91,29 +92,29 @@ def by_two(tmp_path_factory: pytest.TempPathFactory, dataset: FashionMNIST) -> t
 
 
 @pytest.mark.parametrize("number", range(len(CASES)))
-def test_two_processes_give_what_one_gives(
-    by_two: tuple[Any, Any], dataset: FashionMNIST, number: int
+def test_three_processes_give_what_one_gives(
+    by_three: tuple[Any, Any], dataset: FashionMNIST, number: int
 ) -> None:
     scope: dict[str, Any] = {}
     exec(TRAIN, scope)
     losses, weights = scope["train"](dataset, *CASES[number])
-    their_losses, their_weights = by_two[0][number]
+    their_losses, their_weights = by_three[0][number]
     # float32 sums in another order, over 22 steps.
     assert torch.allclose(torch.tensor(their_losses), torch.tensor(losses), rtol=1e-4, atol=1e-4)
     # Adaptive optimisers step as far where a gradient is next to nothing, and so mostly rounding.
     name, architecture, settings = CASES[number]
-    tolerance = 1e-2 if "optimizer" in settings else 1e-4
+    tolerance = 1e-2 if "optimizer" in settings else 1e-3
     untrained = catalogue.build(name, 7, Architecture(**architecture)).state_dict()
     for key, tensor in weights.items():
         learnt = (tensor - untrained[key]).norm()
         assert (their_weights[key] - tensor).norm() < tolerance * learnt, key
 
 
-def test_each_process_draws_random_numbers_of_its_own(by_two: tuple[Any, Any]) -> None:
-    (mask, augmented), (other_mask, otherwise_augmented) = by_two[1]
-    assert mask.shape == other_mask.shape == (32, 10)
-    assert 0.3 < (mask == other_mask).float().mean() < 0.7
-    assert not torch.equal(augmented, otherwise_augmented)
+def test_each_process_draws_random_numbers_of_its_own(by_three: tuple[Any, Any]) -> None:
+    for (mask, augmented), (other_mask, otherwise_augmented) in combinations(by_three[1], 2):
+        assert mask.shape == other_mask.shape == (21, 10)
+        assert 0.3 < (mask == other_mask).float().mean() < 0.7
+        assert not torch.equal(augmented, otherwise_augmented)
 
 
 def assert_one_run_of_two(run: Run, epochs: int) -> None:
