@@ -79,7 +79,7 @@ def sweep(context: click.Context, resume: str, data_dir: str, **options: Any) ->
     run_id, best = sweep.run(
         resume, options, space, plan, dataset, shared.val_size, options["storage"]
     )
-    click.echo(f"\nBest trial: {best.metrics[METRIC]:.2%} validation accuracy,")
+    click.echo(f"\nBest: trial {best.name}, {best.metrics[METRIC]:.2%} validation accuracy,")
     click.echo(f"run {best.run_id}. To train it again and test it:\n")
     click.echo(report.command(best.config))
     click.echo(f"\nLogged as run {run_id}")

@@ -4,16 +4,19 @@ A space is a YAML file that gives each option of `train` a value, a list of valu
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
-from math import isfinite
+from math import nan
 from pathlib import Path
 from typing import Any
 
+import click
 import yaml
 
-from fashion.errors import FashionError
-from fashion.settings.option import option, options_of
+from fashion.errors import FashionError, SettingError
+from fashion.settings.experiment import OPTIONS
+from fashion.settings.option import Finite, option, options_of
 
 METRIC, MODE = "val_accuracy", "max"
 SEARCHES = ("random", "grid", "optuna")
@@ -127,9 +130,8 @@ def parse(text: str, source: str) -> Space:
         raise SpaceError(f"{source}{where}: not valid YAML") from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise SpaceError(f"{source}: must map option names to values")
-    dimensions = {
-        name.replace("-", "_"): _dimension(source, name, value) for name, value in content.items()
-    }
+    named = {name.replace("-", "_"): value for name, value in content.items()}
+    dimensions = {name: _dimension(source, name, value) for name, value in named.items()}
     space = Space(dimensions, text)
     if not space.searched:
         raise SpaceError(f"{source}: all options are fixed, nothing to search")
@@ -138,19 +140,33 @@ def parse(text: str, source: str) -> Space:
 
 def _dimension(source: str, name: str, value: Any) -> Value | list[Value] | Range:
     if isinstance(value, Value):
-        return value
+        return _typed(name, value)
     if isinstance(value, list) and value and all(isinstance(item, Value) for item in value):
-        return value
+        return [_typed(name, item) for item in value]
     if isinstance(value, dict) and len(value) == 1:
         ((kind, ends),) = value.items()
-        numbers = isinstance(ends, list) and all(
-            isinstance(end, int | float) and isfinite(end) for end in ends
-        )
-        if kind in ("uniform", "loguniform") and numbers and len(ends) == 2:
-            low, high = ends
+        if kind in ("uniform", "loguniform") and isinstance(ends, list) and len(ends) == 2:
+            low, high = map(_number, ends)
             if low < high and (kind == "uniform" or low > 0):
-                return Range(float(low), float(high), kind == "loguniform")
+                return Range(low, high, kind == "loguniform")
     raise SpaceError(
         f"{source}: {name} must be a value, a list of values, {{uniform: [low, high]}} or"
         " {loguniform: [low, high]}"
     )
+
+
+def _typed(name: str, value: Value) -> Value:
+    """Return a number as one, even if YAML has read it as text, as YAML 1.1 does with 1e-3."""
+    option = OPTIONS.get(name)
+    if isinstance(value, str) and option is not None and option.kind in (int, float):
+        with suppress(SettingError):  # `Experiment.from_options` will say what is wrong
+            return option.parse(value)
+    return value
+
+
+def _number(end: Any) -> float:
+    """Return an end of a range, which YAML may have read as text; NaN if it is no finite number."""
+    if isinstance(end, str | int | float) and not isinstance(end, bool):
+        with suppress(click.BadParameter):
+            return Finite().convert(str(end), None, None)
+    return nan

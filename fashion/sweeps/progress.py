@@ -62,7 +62,7 @@ class TrialTable:
         best_first = sorted(rows, key=lambda row: (row[1] in ENDED, -(row[3] or 0)))
         for name, status, epoch, accuracy, config in best_first[:ROWS]:
             table.add_row(
-                name.rpartition("_")[2],
+                name,
                 _status(status, epoch, self._epochs),
                 str(epoch),
                 _percent(accuracy),

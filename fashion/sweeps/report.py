@@ -1,5 +1,6 @@
 """Report the results of a sweep: a table, the best configuration, and Optuna's figures."""
 
+import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from fashion.sweeps.trials import SweepError, TrialResult
 
 
 def table(results: Sequence[TrialResult], space: Space) -> pd.DataFrame:
-    """Return one row per trial, best first: run, searched options, epochs trained, metrics."""
+    """Return one row per trial, in the order of `best`: run, options, epochs trained, metrics."""
     rows = [
         {
             "trial": result.name,
@@ -28,33 +29,34 @@ def table(results: Sequence[TrialResult], space: Space) -> pd.DataFrame:
             "failure": result.failure,
             **result.metrics,
         }
-        for result in results
+        for result in sorted(results, key=_merit, reverse=True)
     ]
-    return pd.DataFrame(rows).sort_values(METRIC, ascending=False, ignore_index=True)
+    return pd.DataFrame(rows)
 
 
 def best(results: Sequence[TrialResult]) -> TrialResult:
     """Return the trial with the highest validation accuracy after its last epoch.
 
-    Only trials with the most epochs count; the others were stopped early or failed.
+    Only trials with the most epochs among those that did not fail count; the others were stopped
+    early.
 
     Raises:
-        SweepError: no trial finished an epoch.
+        SweepError: all trials failed.
     """
-    furthest = max((result.epochs for result in results), default=0)
-    if not furthest:
-        reasons = {result.failure for result in results}
-        raise SweepError(f"no trial finished an epoch: {'; '.join(map(str, reasons))}")
-    return max((result for result in results if result.epochs == furthest), key=_accuracy)
+    first = max(results, key=_merit)
+    if first.failure is not None:
+        reasons = dict.fromkeys(result.failure for result in results)
+        raise SweepError(f"all trials failed: {'; '.join(map(str, reasons))}")
+    return first
 
 
-def _accuracy(result: TrialResult) -> float:
-    return result.metrics[METRIC]
+def _merit(result: TrialResult) -> tuple[bool, int, float]:
+    return result.failure is None, result.epochs, result.metrics.get(METRIC, 0)
 
 
 def command(config: Mapping[str, Any]) -> str:
-    """Return the command that trains a configuration, tests it and logs the model."""
-    parameters = [f"-P {name}={_text(value)}" for name, value in config.items()]
+    """Return the shell command that trains a configuration, tests it and logs the model."""
+    parameters = [f"-P {shlex.quote(f'{name}={_text(value)}')}" for name, value in config.items()]
     return " \\\n  ".join(["mlflow run . -e train --env-manager local", *parameters])
 
 
@@ -81,7 +83,7 @@ def figures(results: Sequence[TrialResult], space: Space) -> dict[str, Figure]:
                 optuna.trial.create_trial(
                     params={name: result.config[name] for name in distributions},
                     distributions=distributions,
-                    value=_accuracy(result),
+                    value=result.metrics[METRIC],
                 )
             )
     with warnings.catch_warnings():

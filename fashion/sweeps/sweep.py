@@ -79,7 +79,7 @@ def run(
         The id of the finished run, and the best trial.
 
     Raises:
-        SweepError: the Ray cluster is unreachable, or no trial finished an epoch.
+        SweepError: the Ray cluster is unreachable, or all trials failed.
         TrackingError: the tracking store cannot be used; the trials' results are saved.
         CheckpointError: the sweep is in use by another process.
         FileError: the state of the sweep cannot be written.
@@ -133,4 +133,4 @@ def _log(results: Sequence[TrialResult], best: TrialResult, space: Space) -> Non
             "trials_failed": sum(result.failure is not None for result in results),
         }
     )
-    mlflow.set_tag("best_trial", best.run_id)
+    mlflow.set_tag("best_trial", best.name)

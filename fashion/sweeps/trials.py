@@ -22,7 +22,7 @@ class TrialResult:
     """Result of a trial.
 
     Attributes:
-        name: Ray's id of the trial.
+        name: Ray's id of the trial, by which all output and tags refer to it.
         run_id: its MLflow run.
         config: its settings.
         epochs: number of finished epochs.

@@ -3,6 +3,7 @@
 import os
 import shlex
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from io import StringIO
@@ -23,7 +24,7 @@ from fashion.data.dataset import FashionMNIST
 from fashion.settings.experiment import Architecture, Experiment, Recipe
 from fashion.sweeps import plan, progress, report, sweep
 from fashion.sweeps.plan import Plan
-from fashion.sweeps.trials import TrialResult
+from fashion.sweeps.trials import SweepError, TrialResult
 from fashion.tracking import checkpoint
 from fashion.training.build import build
 from tests.conftest import HANG_SECONDS, ROOT, assert_one_line
@@ -96,7 +97,9 @@ def test_every_trial_is_a_child_and_the_best_one_can_be_trained_again(
     assert set(table["run_id"]) == {trial.info.run_id for trial in trials}
     whole = [trial for trial in trials if trial.data.tags["stopped_early"] == "false"]
     best = max(whole, key=lambda trial: trial.data.metrics["val_accuracy"])
-    assert parent.data.tags["best_trial"] == best.info.run_id
+    assert parent.data.tags["best_trial"] == best.data.tags["trial"] == table["trial"][0]
+    assert f"Best: trial {best.data.tags['trial']}, " in output
+    assert f"trial {best.data.tags['trial']}: finished" in output
     assert parent.data.metrics["val_accuracy"] == best.data.metrics["val_accuracy"]
     assert artifact(parent, "space.yaml").read_text() == SPACE
     for name in ("parallel_coordinates.png", "importances.png"):
@@ -229,6 +232,9 @@ def invoke(*arguments: str) -> Result:
         ("lr: {uniform: [2, 1]}", "lr must be a value"),
         ("lr: {uniform: [.nan, 1]}", "lr must be a value"),
         ("lr: []", "lr must be a value"),
+        ("lr: {uniform: [false, true]}", "lr must be a value"),
+        ("lr: {uniform: [1, %s]}" % (10**400), "lr must be a value"),
+        ("lr: {loguniform: [low, 1e-1]}", "lr must be a value"),
         ("lr: !!python/object/apply:os.getcwd []", "not valid YAML"),
         ("{learning_rate: [0.1, 0.2]}", "unknown option"),
         ("lr: [0.1, -1]", "lr"),
@@ -329,4 +335,48 @@ def test_the_table_fits_a_terminal_and_shows_the_best_first(
     for text in ("finished", "stopped early", "running", "pending", "failed", "81.00"):
         assert text in shown
     assert "3 of 5 trials have ended" in shown
+    assert all(name in shown for name, *_ in rows)
     assert shown.index("00002") < shown.index("00000") < shown.index("00001")
+
+
+def trial(name: str, epochs: int, accuracy: float, failure: str | None = None) -> TrialResult:
+    metrics = {"val_accuracy": accuracy} if epochs else {}
+    return TrialResult(name, "run", {"lr": 0.1}, epochs, metrics, failure, stopped=False)
+
+
+def test_a_failed_trial_is_never_the_best() -> None:
+    failed, short = trial("failed", 3, 0.9, "no memory left"), trial("short", 1, 0.8)
+    good, better = trial("good", 2, 0.6), trial("better", 2, 0.7)
+    results = [failed, short, good, better]
+    assert report.best(results) == better
+    order = report.table(results, plan.parse("lr: [0.1, 1]", "here"))["trial"]
+    assert list(order) == ["better", "good", "short", "failed"]
+
+
+def test_if_all_trials_failed_the_reasons_are_said() -> None:
+    failed = [trial(name, 3, 0.9, "no memory left") for name in "ab"]
+    with pytest.raises(SweepError, match=r"all trials failed: no memory left$"):
+        report.best([*failed])
+
+
+def test_the_best_trials_command_can_be_pasted_into_a_shell() -> None:
+    config = {"augment": "flip, shift", "pretrained": "it's $HOME;", "lr": 1e-5, "tta": True}
+    script = f"mlflow() {{ printf '%s|' \"$@\"; }}; {report.command(config)}"
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == (
+        "run|.|-e|train|--env-manager|local|-P|augment=flip, shift|-P|pretrained=it's $HOME;|"
+        "-P|lr=1e-05|-P|tta=true|"
+    )
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers() -> None:
+    space = plan.parse(
+        "{lr: {loguniform: [1e-3, '0.1']}, momentum: [0, 9e-1], ema-decay: 5e-1, mixup: oops}",
+        "here",
+    )
+    assert space.dimensions == {
+        "lr": plan.Range(0.001, 0.1, log=True),
+        "momentum": [0, 0.9],
+        "ema_decay": 0.5,
+        "mixup": "oops",
+    }
