@@ -65,7 +65,10 @@ class Children:
     def start(self, trial: str) -> None:
         """Open or reopen the run of a trial."""
         if trial in self._run_ids:
-            self._client.update_run(self._run_ids[trial], RunStatus.to_string(RunStatus.RUNNING))
+            run_id = self._run_ids[trial]
+            self._client.update_run(run_id, RunStatus.to_string(RunStatus.RUNNING))
+            if FAILURE_TAG in self._client.get_run(run_id).data.tags:
+                self._client.delete_tag(run_id, FAILURE_TAG)
         else:
             self.run_id(trial)
 

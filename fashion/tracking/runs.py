@@ -79,6 +79,9 @@ def running(
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
             run = start()
+        # Of the attempt before: a run that is resumed has not failed.
+        if FAILURE_TAG in run.data.tags:
+            MlflowClient().delete_tag(run.info.run_id, FAILURE_TAG)
     opened, client = run.info.run_id, MlflowClient()
     try:
         _hide_source_credentials(run)
@@ -88,8 +91,6 @@ def running(
             with checkpoint.held(opened):
                 yield run
         with refusals("its results are saved; log them with mlflow run . -e replay"):
-            if run_id:
-                _forget_failure(run)
             _end(opened, RunStatus.FINISHED)
     except BaseException as error:
         killed = isinstance(error, KeyboardInterrupt)
@@ -143,12 +144,6 @@ def _end(run_id: str, status: int) -> None:
             mlflow.end_run(name)
         else:
             MlflowClient().set_terminated(run_id, name)
-
-
-def _forget_failure(run: Run) -> None:
-    """Remove the reason why the run had not finished before."""
-    if FAILURE_TAG in run.data.tags:
-        MlflowClient().delete_tag(run.info.run_id, FAILURE_TAG)
 
 
 @contextmanager

@@ -161,6 +161,7 @@ def test_a_run_cut_off_anywhere_is_completed_without_doubles(
     assert checkpoint.unfinished() == []
     run = mlflow.get_run(run_id)
     assert run.info.status == "FINISHED"
+    assert "failure" not in run.data.tags
     assert run.data.params == whole.data.params
     timed = {"train_seconds", "images_per_second"}
     for name, value in whole.data.metrics.items():

@@ -19,7 +19,7 @@ from fashion.errors import TrackingError
 from fashion.models import catalogue
 from fashion.settings.experiment import Architecture, Experiment, Recipe
 from fashion.settings.task import CLASSES
-from fashion.tracking import models, runs, training
+from fashion.tracking import models, records, runs, training
 from fashion.tracking.store import connect
 from fashion.training import evaluation, loop
 
@@ -287,3 +287,21 @@ def test_a_store_that_cannot_be_opened_is_said_in_one_line(store: object) -> Non
     with pytest.raises(TrackingError, match="/proc/nowhere") as caught:
         connect()
     assert "\n" not in str(caught.value)
+
+
+def test_a_diverged_seed_leaves_no_mean(store: object) -> None:
+    client = MlflowClient()
+    experiment_id = mlflow.get_experiment_by_name("test").experiment_id
+    children = []
+    for loss, accuracy in ((math.nan, 0.1), (0.30, 0.8), (0.32, 0.9)):
+        children.append(client.create_run(experiment_id).info.run_id)
+        client.log_metric(children[-1], "test_loss", loss)
+        client.log_metric(children[-1], "test_accuracy", accuracy)
+    with runs.group("seeds") as parent:
+        spread = records.log_spread(children)
+    assert math.isnan(spread["test_loss"][0])
+    assert math.isnan(spread["test_loss"][1])
+    assert spread["test_accuracy"] == pytest.approx((0.6, 0.4359), abs=1e-4)
+    logged = mlflow.get_run(parent).data.metrics
+    assert math.isnan(logged["test_loss_mean"])
+    assert math.isnan(logged["test_loss_std"])
