@@ -8,12 +8,12 @@ from entrypoints.cli.command import Command
 @click.command(cls=Command)
 def close() -> None:
     """Mark as KILLED the RUNNING runs whose process on this machine has died."""
-    from fashion.tracking import checkpoint, runs, store
+    from fashion.tracking import groups, runs, store
 
     store.connect()
     for run_id in runs.close_stale():
-        hint = "" if checkpoint.is_empty(run_id) else f"; continue with -P resume={run_id}"
-        click.echo(f"{run_id}: closed{hint}")
+        command = groups.continuation(run_id)
+        click.echo(f"{run_id}: closed" + (f"; continue with {command}" if command else ""))
 
 
 if __name__ == "__main__":

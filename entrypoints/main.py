@@ -7,7 +7,13 @@ from typing import Any
 import click
 
 from entrypoints.cli.command import Command
-from entrypoints.cli.options import experiment_asked_for, training_options
+from entrypoints.cli.options import (
+    allow_changes_option,
+    experiment_asked_for,
+    resume_option,
+    settings_typed,
+    training_options,
+)
 from fashion.settings.task import MODEL_NAME
 
 # Trained beside the requested model. Of the architecture's options they have hidden_units alone.
@@ -16,11 +22,18 @@ LINEAR_MODELS = ("baseline", "nonlinear")
 
 @click.command(cls=Command)
 @training_options
+@allow_changes_option
+@resume_option(
+    "Id of an interrupted run of main to continue, or latest for the last one on this machine. Its"
+    " settings are restored; options given here must match them."
+)
 @click.pass_context
 def main(
     context: click.Context,
     seeds: int,
     nproc: int,
+    resume: str,
+    allow_changes: bool,
     data_dir: str,
     system_metrics: bool,
     **settings: Any,
@@ -29,12 +42,16 @@ def main(
 
     Trains baseline, nonlinear and MODEL with the same settings.
     """
+    if allow_changes and not resume:
+        raise click.UsageError("allow-changes is an option of resume: add --resume.")
     asked = experiment_asked_for(settings)
+    from fashion import advice
     from fashion.analysis import comparison
     from fashion.data.dataset import load_dataset
     from fashion.data.download import locate
     from fashion.settings.experiment import Architecture
-    from fashion.tracking import query, records, registry, runs, store, training
+    from fashion.tracking import checkpoint, groups, query, records, registry, store, training
+    from fashion.tracking.checkpoint import CheckpointError
     from fashion.training import build, distributed
 
     if nproc > 1 and not distributed.is_launched():
@@ -50,16 +67,29 @@ def main(
     with distributed.joined(build.resolve_device(asked.device)):
         dataset = load_dataset(data_dir)
         if distributed.rank():
-            for _run in range(len(models) * seeds):
-                training.train_as_worker(dataset)
+            training.train_as_worker(dataset)
             return
         store.connect()
-        with runs.group("lab", system_metrics) as parent:
-            for model in models:
-                for seed in range(asked.recipe.seed, asked.recipe.seed + seeds):
-                    click.echo(f"Training {model.model}" + (f", seed {seed}" * (seeds > 1)))
-                    one = replace(model, recipe=replace(model.recipe, seed=seed))
-                    training.train(one, dataset, nested=True)
+        if resume:
+            resume = training.unfinished(resume)
+            if not checkpoint.is_group(resume):
+                raise CheckpointError(
+                    f"run {resume} was started by train: continue with"
+                    f" {advice.command('train', resume=resume)}"
+                )
+            group = groups.load(resume, "main", settings_typed(context), seeds)
+            asked, seeds = training.experiment_of(group.asked), group.seeds
+        else:
+            experiments = [each for model in models for each in model.with_seeds(seeds)]
+            group = groups.plan("main", asked, seeds, experiments)
+        with groups.completed(
+            group,
+            "lab",
+            dataset,
+            resume,
+            system_metrics=system_metrics,
+            allow_changes=allow_changes,
+        ) as (parent, _):
             children = query.Query(
                 filter_string=f"tags.mlflow.parentRunId = '{parent}'",
                 metric="val_accuracy" if asked.val_size else "test_accuracy",

@@ -1,13 +1,13 @@
 """Train one model as an MLflow run: mlflow run . -e train -P model=cnn"""
 
 import sys
-from dataclasses import replace
 from typing import Any
 
 import click
 
 from entrypoints.cli.command import Command
 from entrypoints.cli.options import (
+    allow_changes_option,
     experiment_asked_for,
     resume_option,
     settings_typed,
@@ -17,6 +17,7 @@ from entrypoints.cli.options import (
 
 @click.command(cls=Command)
 @training_options
+@allow_changes_option
 @resume_option(
     "Id of an interrupted run to continue, or latest for the last one on this machine. Its settings"
     " are restored; options given here must match them."
@@ -27,17 +28,18 @@ def train(
     seeds: int,
     nproc: int,
     resume: str,
+    allow_changes: bool,
     data_dir: str,
     system_metrics: bool,
     **settings: Any,
 ) -> None:
     """Train MODEL on Fashion-MNIST and log the run to MLflow."""
-    if resume and seeds > 1:
-        raise click.UsageError("resume continues a single run: omit seeds.")
+    if allow_changes and not resume:
+        raise click.UsageError("allow-changes is an option of resume: add --resume.")
     asked = experiment_asked_for(settings)
     from fashion.data.dataset import load_dataset
     from fashion.data.download import locate
-    from fashion.tracking import store, training
+    from fashion.tracking import checkpoint, groups, records, store, training
     from fashion.training import build, distributed
 
     if nproc > 1 and not distributed.is_launched():
@@ -48,25 +50,42 @@ def train(
     with distributed.joined(build.resolve_device(asked.device)):
         dataset = load_dataset(data_dir)
         if distributed.rank():
-            for _seed in range(seeds):
-                training.train_as_worker(dataset)
+            training.train_as_worker(dataset)
             return
         store.connect()
-        if resume:
-            typed = settings_typed(context)
-            run_id = training.resume(resume, dataset, typed, system_metrics=system_metrics)
-        elif seeds == 1:
+        typed = settings_typed(context)
+        resume = resume and training.unfinished(resume)
+        if resume and not checkpoint.is_group(resume):
+            if seeds > 1:
+                raise click.UsageError(f"run {resume} is a single run: omit seeds.")
+            run_id = training.resume(
+                resume,
+                dataset,
+                typed,
+                system_metrics=system_metrics,
+                allow_changes=allow_changes,
+            )
+        elif seeds == 1 and not resume:
             run_id = training.train(asked, dataset, system_metrics=system_metrics)
         else:
-            first = asked.recipe.seed
-            repetitions = [
-                replace(asked, recipe=replace(asked.recipe, seed=seed))
-                for seed in range(first, first + seeds)
-            ]
-            run_id, spread = training.train_seeds(repetitions, dataset, system_metrics)
+            group = (
+                groups.load(resume, "train", typed, seeds)
+                if resume
+                else groups.plan("train", asked, seeds, asked.with_seeds(seeds))
+            )
+            name = f"{group.asked['model']}, {group.seeds} seeds"
+            with groups.completed(
+                group,
+                name,
+                dataset,
+                resume,
+                system_metrics=system_metrics,
+                allow_changes=allow_changes,
+            ) as (run_id, children):
+                spread = records.log_spread(children)
             for metric, (mean, std) in spread.items():
                 if metric.endswith("accuracy"):
-                    click.echo(f"{metric}: {mean:.2%} ± {std:.2%} over {seeds} seeds")
+                    click.echo(f"{metric}: {mean:.2%} ± {std:.2%} over {group.seeds} seeds")
         click.echo(f"Logged as run {run_id}")
 
 

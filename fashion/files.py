@@ -11,6 +11,8 @@ from platformdirs import user_cache_path, user_state_path
 from fashion.errors import FashionError
 
 NAME = "fashion-mnist"
+# Prefix of the folders with files that are being written.
+INCOMING = ".incoming-"
 
 
 class FileError(FashionError):
@@ -58,7 +60,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".incoming-") as folder:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=INCOMING) as folder:
             file = Path(folder, path.name)
             yield file
             if path.exists() and not path.is_file() and not path.is_dir():

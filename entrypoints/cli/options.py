@@ -17,7 +17,7 @@ from fashion.settings.presets import PRESETS
 from fashion.settings.task import CHAMPION_URI
 
 # Options of the training commands that are not settings of the experiment.
-COMMAND_OPTIONS = ("seeds", "nproc", "resume", "data_dir", "system_metrics")
+COMMAND_OPTIONS = ("seeds", "nproc", "resume", "allow_changes", "data_dir", "system_metrics")
 
 
 class CommandLineOnly(click.Option):
@@ -112,6 +112,16 @@ def resume_option(help_text: str) -> Callable:
         metavar="RUN",
         help=help_text,
     )
+
+
+def allow_changes_option(command: Callable) -> Callable:
+    """Add --allow-changes."""
+    return switch(
+        "--allow-changes",
+        cls=CommandLineOnly,
+        help="Resume although the processor, torch or this code has changed; the run is tagged with"
+        " the changes.",
+    )(command)
 
 
 def experiment_asked_for(parameters: Mapping[str, Any]) -> Experiment:

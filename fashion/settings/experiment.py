@@ -4,7 +4,7 @@ Each field declares one option; see `option.py` for what is derived from it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, Self
 
@@ -205,6 +205,14 @@ class Experiment:
         preset = OPTIONS["preset"].parse(options.get("preset", OPTIONS["preset"].default))
         return read(cls, PRESETS[preset] | dict(options))
 
+    def with_seeds(self, count: int) -> list[Self]:
+        """Return `count` repetitions, with consecutive seeds."""
+        first = self.recipe.seed
+        return [
+            replace(self, recipe=replace(self.recipe, seed=seed))
+            for seed in range(first, first + count)
+        ]
+
     def to_dict(self) -> dict[str, Any]:
         """Return all options by name, as `from_options` takes them."""
         return flatten(self)
@@ -219,6 +227,7 @@ class Conditions:
     device_name: str = fact(decides=False)
     nproc: int = fact()
     threads: int = fact(decides=False)
+    cpu_capability: str = fact(decides=False)
     split_seed: int = fact()
     train_digest: str = fact()
     torch_version: str = fact()

@@ -21,9 +21,6 @@ from fashion.sweeps.tuner import Resolve
 from fashion.tracking import checkpoint, runs, store
 from fashion.tracking.checkpoint import CheckpointError
 
-# File with the options of an unfinished sweep, beside Ray's own state.
-OPTIONS_FILE = "sweep.json"
-
 
 def unfinished(run_id: str) -> str:
     """Return the id of a sweep that can be resumed.
@@ -49,7 +46,7 @@ def load_options(run_id: str) -> dict[str, Any]:
 
 
 def _path(run_id: str) -> Path:
-    return checkpoint.folder(run_id) / OPTIONS_FILE
+    return checkpoint.folder(run_id) / checkpoint.SWEEP
 
 
 def run(

@@ -18,10 +18,14 @@ import torch
 from filelock import FileLock, Timeout
 
 from fashion.errors import FashionError
-from fashion.files import FileError, replacing, state_dir
+from fashion.files import INCOMING, FileError, replacing, state_dir
 
 CHECKPOINT = "checkpoint.pt"
 LOCK = "lock"
+# File with the plan of an unfinished parent of several runs.
+GROUP = "group.json"
+# File with the options of an unfinished sweep.
+SWEEP = "sweep.json"
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -61,6 +65,9 @@ def held(run_id: str) -> Iterator[None]:
     try:
         directory.mkdir(exist_ok=True)
         lock.acquire(blocking=False)
+        # A process that was killed while it wrote a file has left a part of it.
+        for leftover in directory.glob(f"{INCOMING}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
     except Timeout as error:
         raise CheckpointError(
             f"run {run_id} is in use by another process: wait until it has ended"
@@ -119,6 +126,11 @@ def unfinished() -> list[str]:
 def exists(run_id: str) -> bool:
     """Return whether a run has a checkpoint; the first is written before training starts."""
     return (folder(run_id) / CHECKPOINT).is_file()
+
+
+def is_group(run_id: str) -> bool:
+    """Return whether a run is an unfinished parent of several training runs."""
+    return (folder(run_id) / GROUP).is_file()
 
 
 def is_empty(run_id: str) -> bool:

@@ -24,8 +24,8 @@ PER_CLASS_ARTIFACT = "per_class.json"
 def log_spread(run_ids: Sequence[str]) -> dict[str, tuple[float, float]]:
     """Log mean and standard deviation of the runs' final metrics to the active run.
 
-    The standard deviation is the sample's (n - 1). Both are NaN if a run lacks the metric or diverged;
-    without that run they would be too optimistic.
+    The standard deviation is the sample's (n - 1). Both are NaN if a run lacks the metric or
+    diverged; without that run they would be too optimistic.
 
     Returns:
         {metric: (mean, standard deviation)}.

@@ -169,6 +169,8 @@ def nest_launcher_run(run_id: str) -> None:
     launcher_run_id = unopened_run()
     if launcher_run_id:
         MlflowClient().set_tag(launcher_run_id, MLFLOW_PARENT_RUN_ID, run_id)
+        # MLflow would reopen it as the next run that this process starts.
+        del os.environ[MLFLOW_RUN_ID.name]
 
 
 def close_stale() -> list[str]:

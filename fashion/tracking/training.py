@@ -4,29 +4,33 @@ import logging
 import math
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pandas as pd
 from mlflow.entities import Run
-from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 from torch import nn
 
+from fashion import advice
 from fashion.analysis import summary, tables
 from fashion.data.dataset import FashionMNIST, Subset
 from fashion.errors import SettingError
 from fashion.settings.experiment import Experiment, Recipe
-from fashion.tracking import checkpoint, records, runs, store
+from fashion.tracking import checkpoint, runs, store
 from fashion.tracking.checkpoint import CheckpointError
+from fashion.tracking.environment import MAY_CHANGE, differences, environment
 from fashion.tracking.models import log_model
 from fashion.tracking.records import _log_lineage, _log_params, _log_per_class
 from fashion.training import distributed, evaluation, loop
 from fashion.training.build import build
 
 SETTINGS_ARTIFACT = "settings.yaml"
+# Tag with what changed around a run before it was resumed, if the user allowed that.
+CHANGES_TAG = "resumed_with_changes"
 REPLAY = "the trained model is saved; log it with mlflow run . -e replay"
 
 logger = logging.getLogger(__name__)
@@ -38,6 +42,7 @@ def train(
     *,
     nested: bool = False,
     system_metrics: bool = False,
+    begun: Callable[[str], None] = lambda _: None,
 ) -> str:
     """Train one model and log it as one MLflow run.
 
@@ -50,6 +55,7 @@ def train(
         dataset: the verified dataset.
         nested: make the run a child of the active one.
         system_metrics: sample CPU, memory and network use during the run.
+        begun: called with the run's id, before anything is trained.
 
     Returns:
         The id of the finished run.
@@ -65,43 +71,28 @@ def train(
         record = {
             "experiment": experiment.to_dict(),
             "params": params,
+            "environment": environment(params),
+            "changes": [],
             "epochs": [],
             "trained": False,
             "state": None,
         }
+        begun(run.info.run_id)
         checkpoint.save(run.info.run_id, record)
-        _complete(run, record, experiment, model, dataset)
+        with _resumable(run.info.run_id, nested):
+            _complete(run, record, experiment, model, dataset)
     return run.info.run_id
 
 
-def train_seeds(
-    repetitions: Sequence[Experiment], dataset: FashionMNIST, system_metrics: bool = False
-) -> tuple[str, dict[str, tuple[float, float]]]:
-    """Train experiments that differ only in their seed, as children of one run.
-
-    Returns:
-        The id of the parent run, and {metric: (mean, standard deviation)}, as logged to it.
-
-    Raises:
-        TrackingError, FileError: as for `train`.
-    """
-    name = f"{repetitions[0].model}, {len(repetitions)} seeds"
-    with runs.group(name, system_metrics) as parent:
-        children = []
-        for repetition in repetitions:
-            print(f"Seed {repetition.recipe.seed}", flush=True)
-            children.append(train(repetition, dataset, nested=True))
-        return parent, records.log_spread(children)
-
-
 def train_as_worker(dataset: FashionMNIST) -> None:
-    """Take part in rank 0's `train` or `resume`, without an MLflow run and without output."""
-    record = distributed.share(None)
-    experiment = _experiment(record)
-    training, validation = dataset.split(experiment.val_size)
-    model, _ = build(experiment, training.digest)
-    for _ in loop.train(model, training, experiment.recipe, validation, record["state"]):
-        pass
+    """Take part in all of rank 0's training runs, without an MLflow run and without output."""
+    for _run in range(distributed.share(None)):
+        record = distributed.share(None)
+        experiment = experiment_of(record["experiment"])
+        training, validation = dataset.split(experiment.val_size)
+        model, _ = build(experiment, training.digest)
+        for _ in loop.train(model, training, experiment.recipe, validation, record["state"]):
+            pass
 
 
 def resume(
@@ -109,7 +100,9 @@ def resume(
     dataset: FashionMNIST,
     given: Mapping[str, Any] | None = None,
     *,
+    nested: bool = False,
     system_metrics: bool = False,
+    allow_changes: bool = False,
 ) -> str:
     """Resume a run from its last checkpoint; it ends as if it had never been interrupted.
 
@@ -117,40 +110,97 @@ def resume(
         run_id: id of the run, or "latest" for the last one on this machine.
         dataset: the verified dataset.
         given: settings that must equal those of the run.
+        nested: the run is a child of the active one.
         system_metrics: sample CPU, memory and network use during the run.
+        allow_changes: continue although the processor, torch or this code has changed, and tag the
+            run with the changes; the bits may then differ from those of an uninterrupted run.
 
     Returns:
         The id of the finished run.
 
     Raises:
         CheckpointError: the run has no checkpoint here, is in use by another process, or was
-            started with other settings, another torch or on another kind of machine.
+            started with other settings, other code, another torch or on another kind of machine.
         TrackingError, FileError: as for `train`.
     """
+    if run_id == "latest":
+        run_id = unfinished(run_id)
+    else:
+        _check_known(run_id)
+    with checkpoint.held(run_id):
+        record = checkpoint.load(run_id)
+        experiment = experiment_of(record["experiment"])
+        refuse_changes(run_id, experiment.to_dict(), given or {})
+        model, params = build(experiment, dataset.split(experiment.val_size)[0].digest)
+        if not record["trained"]:
+            facts = {name: params[name] for name in params.keys() - set(MAY_CHANGE)}
+            refuse_changes(run_id, record["params"], facts)
+            _accept_environment(run_id, record, params, allow_changes)
+        with runs.running(run_id, nested=nested, system_metrics=system_metrics) as run:
+            if not nested:
+                runs.nest_launcher_run(run_id)
+            with _resumable(run_id, nested):
+                _complete(run, record, experiment, model, dataset)
+    return run_id
+
+
+@contextmanager
+def _resumable(run_id: str, nested: bool) -> Iterator[None]:
+    """Of a run by itself, tell the workers that there is one, and the user how to resume it."""
+    if not nested:
+        distributed.share(1)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not nested:
+            print_advice("train", run_id)
+        raise
+
+
+def print_advice(entry_point: str, run_id: str) -> None:
+    """Print the command that continues an interrupted run."""
+    processes = distributed.world_size()
+    several = {"nproc": processes} if processes > 1 else {}
+    with suppress(OSError):  # the terminal may be closed
+        again = advice.command(entry_point, **several, resume=run_id)
+        print(f"Interrupted; continue with {again}", file=sys.stderr)
+
+
+def unfinished(run_id: str) -> str:
+    """Return the id of the run to resume: the parent, if the run is part of an unfinished group.
+
+    Args:
+        run_id: id of a run, or "latest" for the last one on this machine.
+
+    Raises:
+        CheckpointError: this machine has no such run.
+        TrackingError: the tracking store cannot be used.
+    """
+    known = [run_id] if run_id != "latest" else checkpoint.unfinished()
     with store.refusals(store.START_IT), store.single_attempt():
-        if run_id == "latest":
-            candidates = filter(checkpoint.exists, checkpoint.unfinished())
-            run_id = next(filter(runs.present, candidates), run_id)
-        known = run_id != "latest" and runs.present(run_id)
+        for each in known:
+            found = runs.present(each)
+            parent = found.data.tags.get(MLFLOW_PARENT_RUN_ID) if found else None
+            if parent and checkpoint.is_group(parent) and runs.present(parent):
+                return parent
+            if found and (checkpoint.exists(each) or checkpoint.is_group(each)):
+                return each
+    raise CheckpointError(f"this machine has no unfinished run of this tracking store: {run_id}")
+
+
+def _check_known(run_id: str) -> None:
+    with store.refusals(store.START_IT), store.single_attempt():
+        known = runs.present(run_id)
     if not known:
         raise CheckpointError(
             f"this machine has no unfinished run of this tracking store: {run_id}"
         )
-    with checkpoint.held(run_id):
-        record = checkpoint.load(run_id)
-        experiment = _experiment(record)
-        _refuse_changes(run_id, experiment.to_dict(), given or {})
-        model, params = build(experiment, dataset.split(experiment.val_size)[0].digest)
-        if not record["trained"]:
-            _refuse_changes(run_id, record["params"], params)
-        with runs.running(run_id, system_metrics=system_metrics) as run:
-            runs.nest_launcher_run(run_id)
-            _complete(run, record, experiment, model, dataset)
-    return run_id
 
 
 def replay(dataset: FashionMNIST) -> Iterator[tuple[str, str]]:
     """Log the runs that were trained but could not be logged; yield each run's id and outcome.
+
+    Runs of other tracking stores are passed over.
 
     Raises:
         TrackingError: the tracking store still cannot be used.
@@ -160,9 +210,11 @@ def replay(dataset: FashionMNIST) -> Iterator[tuple[str, str]]:
             with store.refusals(store.START_IT), store.single_attempt():
                 known = runs.present(run_id)
             if not known:
-                outcome = "not in this tracking store"
-            elif not checkpoint.load(run_id)["trained"]:
-                outcome = f"training unfinished; continue with -e train -P resume={run_id}"
+                continue
+            if not checkpoint.load(run_id)["trained"]:
+                outcome = (
+                    f"training unfinished; continue with {advice.command('train', resume=run_id)}"
+                )
             else:
                 resume(run_id, dataset)
                 outcome = "logged"
@@ -171,21 +223,22 @@ def replay(dataset: FashionMNIST) -> Iterator[tuple[str, str]]:
         yield run_id, outcome
 
 
-def _experiment(record: Mapping[str, Any]) -> Experiment:
-    """Return the experiment that a checkpoint belongs to.
+def experiment_of(settings: Mapping[str, Any]) -> Experiment:
+    """Return the experiment with the settings that a checkpoint holds.
 
     Raises:
         CheckpointError: another version of this project wrote it.
     """
     try:
-        return Experiment.from_options(record["experiment"])
+        return Experiment.from_options(settings)
     except SettingError as error:
         raise CheckpointError(
             f"the run was started with another version of this project ({error})"
         ) from error
 
 
-def _refuse_changes(run_id: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def refuse_changes(run_id: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise CheckpointError with what differs from `before` in `now`, if anything does."""
     changes = [
         f"{name} was {before.get(name)}, is {value}"
         for name, value in now.items()
@@ -194,6 +247,33 @@ def _refuse_changes(run_id: str, before: Mapping[str, Any], now: Mapping[str, An
     ]
     if changes:
         raise CheckpointError(f"run {run_id} cannot be resumed with changes: {'; '.join(changes)}")
+
+
+def refuse_differences(run_id: str, changes: Sequence[str], allowed: bool) -> None:
+    """Raise CheckpointError with the changes around a run, unless they are allowed.
+
+    Args:
+        run_id: the run.
+        changes: the result of `environment.differences`.
+        allowed: whether the user has allowed them.
+    """
+    if changes and not allowed:
+        raise CheckpointError(
+            f"run {run_id} would end with other bits: {'; '.join(changes)}. Undo that, or continue"
+            " with --allow-changes (mlflow run: -P allow_changes=true)"
+        )
+
+
+def _accept_environment(
+    run_id: str, record: dict[str, Any], params: Mapping[str, Any], allow_changes: bool
+) -> None:
+    """Note in the checkpoint what has changed around the run, if that is allowed."""
+    now = environment(params)
+    changes = differences(record.get("environment"), now)
+    refuse_differences(run_id, changes, allow_changes)
+    after = f"after epoch {len(record['epochs'])}"
+    record["changes"] = [*record.get("changes", []), *(f"{after}: {each}" for each in changes)]
+    record["environment"] = now
 
 
 def _complete(
@@ -208,17 +288,14 @@ def _complete(
     training, validation = dataset.split(experiment.val_size)
     with store.refusals(store.START_IT):
         mlflow.set_tag(runs.MODEL_TAG, experiment.model)
+        if record.get("changes"):
+            mlflow.set_tag(CHANGES_TAG, "; ".join(record["changes"]))
         _log_params(run, record["params"])
         _log_lineage(training, validation, dataset.test)
     # Before training: a store of artifacts that refuses files would refuse the model, hours later.
     with store.refusals("its artifacts cannot be stored"):
         mlflow.log_dict(record["experiment"], SETTINGS_ARTIFACT)
-    try:
-        logged = _fit(run, record, model, training, validation, recipe)
-    except KeyboardInterrupt:
-        with suppress(OSError):  # the terminal may be closed
-            print(f"Interrupted; continue with -P resume={run.info.run_id}", file=sys.stderr)
-        raise
+    logged = _fit(run, record, model, training, validation, recipe)
 
     epochs = record["epochs"]
     history = pd.DataFrame([epoch["metrics"] for epoch in epochs], range(1, len(epochs) + 1))

@@ -59,6 +59,7 @@ def build(experiment: Experiment, train_digest: str) -> tuple[nn.Module, dict[st
         device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         nproc=distributed.world_size(),
         threads=torch.get_num_threads(),
+        cpu_capability=torch.backends.cpu.get_cpu_capability(),
         split_seed=SPLIT_SEED,
         train_digest=train_digest,
         # As a string: checkpoints must not contain the class TorchVersion.

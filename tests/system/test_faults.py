@@ -107,7 +107,7 @@ def test_a_signal_ends_the_run_as_killed(start: Start, number: signal.Signals) -
     assert "Traceback" not in output
     run = the_run()
     assert output.splitlines()[-2:] == [
-        f"Interrupted; continue with -P resume={run.info.run_id}",
+        f"Interrupted; continue with python -m entrypoints.train --resume {run.info.run_id}",
         f"Stopped by {number.name}",
     ]
     assert run.info.status == "KILLED"

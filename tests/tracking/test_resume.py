@@ -8,15 +8,17 @@ from typing import Any
 import mlflow
 import pytest
 import torch
+from click.testing import CliRunner
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus, Run
 
+from entrypoints.close import close
 from fashion.data.dataset import FashionMNIST, Subset
 from fashion.errors import TrackingError
 from fashion.files import FileError
 from fashion.models import catalogue
 from fashion.settings.experiment import Architecture, Recipe
-from fashion.tracking import checkpoint, models, training
+from fashion.tracking import checkpoint, environment, models, training
 from fashion.tracking.checkpoint import CheckpointError
 from fashion.training import loop
 
@@ -313,6 +315,43 @@ def test_a_state_directory_that_cannot_be_is_said_before_a_run_is_created(
     with pytest.raises(FileError, match="FASHION_STATE_DIR"):
         train_small()
     assert mlflow.search_runs(output_format="list") == []
+
+
+def test_a_changed_processor_or_changed_code_is_named_and_accepted_only_if_asked(
+    train_small: Callable[..., str],
+    small: FashionMNIST,
+    cut: Callable[[str, int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cut("log_inputs", 1)
+    with pytest.raises(TrackingError):
+        train_small()
+    (run_id,) = checkpoint.unfinished()
+    code = environment.code() | {"fashion/training/augmentation.py": "edited"}
+    monkeypatch.setattr(environment, "code", lambda: code)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "OTHER")
+    changes = "cpu_capability was .*, is OTHER; fashion/training/augmentation.py changed"
+    with pytest.raises(CheckpointError, match=changes):
+        training.resume(run_id, small)
+    assert "resumed_with_changes" not in mlflow.get_run(run_id).data.tags
+    training.resume(run_id, small, allow_changes=True)
+    tag = mlflow.get_run(run_id).data.tags["resumed_with_changes"]
+    assert tag.startswith("after epoch 0: cpu_capability was ")
+    assert tag.endswith("; after epoch 0: fashion/training/augmentation.py changed")
+
+
+def test_what_a_kill_left_inside_the_first_checkpoint_is_cleaned(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment_id = mlflow.get_experiment_by_name("test").experiment_id
+    run_id = MlflowClient().create_run(experiment_id).info.run_id
+    checkpoint.prepare()
+    part = checkpoint.folder(run_id) / ".incoming-x" / "checkpoint.pt"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"part")
+    result = CliRunner().invoke(close, [])
+    assert result.stdout == f"{run_id}: closed\n"
+    assert checkpoint.unfinished() == []
 
 
 def head(subset: Subset, size: int) -> Subset:

@@ -68,6 +68,7 @@ def test_parameters_say_what_ran(run: Run, small: FashionMNIST) -> None:
         "device_name": "cpu",
         "nproc": "1",
         "threads": str(torch.get_num_threads()),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "torch_version": torch.__version__,
         "python_version": run.data.params["python_version"],
         "num_parameters": "7960",
