@@ -5,12 +5,14 @@ import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pandas as pd
+from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 from torch import nn
@@ -31,6 +33,9 @@ from fashion.training.build import build
 SETTINGS_ARTIFACT = "settings.yaml"
 # Tag with what changed around a run before it was resumed, if the user allowed that.
 CHANGES_TAG = "resumed_with_changes"
+# Tags of a run that was resumed with another number of epochs, and of the run that this became.
+CONTINUED_TAG = "continued_as"
+CONTINUES_TAG = "continues"
 REPLAY = "the trained model is saved; log it with mlflow run . -e replay"
 
 logger = logging.getLogger(__name__)
@@ -109,7 +114,8 @@ def resume(
     Args:
         run_id: id of the run, or "latest" for the last one on this machine.
         dataset: the verified dataset.
-        given: settings that must equal those of the run.
+        given: settings that must equal those of the run. With a constant learning rate, epochs may
+            differ: as MLflow's parameters cannot be changed, the training continues as a new run.
         nested: the run is a child of the active one.
         system_metrics: sample CPU, memory and network use during the run.
         allow_changes: continue although the processor, torch or this code has changed, and tag the
@@ -130,18 +136,76 @@ def resume(
     with checkpoint.held(run_id):
         record = checkpoint.load(run_id)
         experiment = experiment_of(record["experiment"])
-        refuse_changes(run_id, experiment.to_dict(), given or {})
+        settings, given = experiment.to_dict(), given or {}
+        extended = given.get("epochs", settings["epochs"]) != settings["epochs"]
+        # With other changes beside it, the number of epochs is in their list.
+        if not extended or any(settings.get(name) != given[name] for name in {*given} - {"epochs"}):
+            refuse_changes(run_id, settings, given)
+        if extended:
+            experiment = _with_epochs(run_id, record, experiment, given["epochs"])
         model, params = build(experiment, dataset.split(experiment.val_size)[0].digest)
         if not record["trained"]:
             facts = {name: params[name] for name in params.keys() - set(MAY_CHANGE)}
             refuse_changes(run_id, record["params"], facts)
             _accept_environment(run_id, record, params, allow_changes)
-        with runs.running(run_id, nested=nested, system_metrics=system_metrics) as run:
+        with ExitStack() as stack:
+            if extended:
+                run_id = _successor(run_id, record, stack)
+            run = stack.enter_context(
+                runs.running(run_id, nested=nested, system_metrics=system_metrics)
+            )
             if not nested:
                 runs.nest_launcher_run(run_id)
             with _resumable(run_id, nested):
                 _complete(run, record, experiment, model, dataset)
     return run_id
+
+
+def _with_epochs(
+    run_id: str, record: dict[str, Any], experiment: Experiment, epochs: int
+) -> Experiment:
+    """Return the experiment with another number of epochs, which the checkpoint then has too.
+
+    Raises:
+        CheckpointError: the epochs so far would have been others.
+    """
+    recipe, trained = experiment.recipe, len(record["epochs"])
+    if recipe.schedule != "constant":
+        raise CheckpointError(
+            f"run {run_id} cannot be resumed with {epochs} epochs: the learning rates of its"
+            f" {recipe.schedule} schedule depend on their number, {recipe.epochs}"
+        )
+    if epochs < trained:
+        raise CheckpointError(f"run {run_id} has trained {trained} epochs already, not {epochs}")
+    experiment = replace(experiment, recipe=replace(recipe, epochs=epochs))
+    record |= {
+        "experiment": experiment.to_dict(),
+        "params": record["params"] | {"epochs": epochs},
+        "trained": False,
+    }
+    return experiment
+
+
+def _successor(run_id: str, record: Mapping[str, Any], stack: ExitStack) -> str:
+    """Move a checkpoint to a new run, which `stack` locks; return its id."""
+    client = MlflowClient()
+    with store.refusals(store.START_IT):
+        before = client.get_run(run_id)
+        inherited = {
+            name: value
+            for name, value in before.data.tags.items()
+            if name.startswith(("mlflow.user", "mlflow.source."))
+        }
+        successor = client.create_run(
+            before.info.experiment_id,
+            run_name=before.info.run_name,
+            tags={**inherited, CONTINUES_TAG: run_id},
+        ).info.run_id
+        stack.enter_context(checkpoint.held(successor))
+        checkpoint.save(successor, record)
+        client.set_tag(run_id, CONTINUED_TAG, successor)
+    checkpoint.forget(run_id)
+    return successor
 
 
 @contextmanager

@@ -354,6 +354,39 @@ def test_what_a_kill_left_inside_the_first_checkpoint_is_cleaned(
     assert checkpoint.unfinished() == []
 
 
+def test_an_interrupted_run_is_extended_to_the_bits_of_a_longer_one(
+    train_small: Callable[..., str],
+    small: FashionMNIST,
+    cut: Callable[[str, int], None],
+) -> None:
+    whole = mlflow.get_run(train_small("baseline", epochs=4, warmup_epochs=0.5))
+    cut("log_artifacts", 1)
+    with pytest.raises(TrackingError):
+        train_small("baseline", epochs=2, warmup_epochs=0.5)
+    (short,) = checkpoint.unfinished()
+    with pytest.raises(CheckpointError, match="has trained 2 epochs already, not 1"):
+        training.resume("latest", small, {"epochs": 1})
+    run = mlflow.get_run(training.resume("latest", small, {"epochs": 4}))
+    assert run.data.params == whole.data.params
+    assert run.data.tags["continues"] == short
+    assert mlflow.get_run(short).data.tags["continued_as"] == run.info.run_id
+    history = MlflowClient().get_metric_history(run.info.run_id, "val_loss")
+    assert [point.step for point in history] == [1, 2, 3, 4]
+    weights = [models.load(models.model_uri(each)).state_dict() for each in (run, whole)]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    assert checkpoint.unfinished() == []
+
+
+def test_a_decaying_schedule_is_not_extended(
+    train_small: Callable[..., str], small: FashionMNIST, cut: Callable[[str, int], None]
+) -> None:
+    cut("log_inputs", 1)
+    with pytest.raises(TrackingError):
+        train_small(epochs=2, schedule="cosine")
+    with pytest.raises(CheckpointError, match=r"its cosine schedule depend on their number, 2"):
+        training.resume("latest", small, {"epochs": 4})
+
+
 def head(subset: Subset, size: int) -> Subset:
     return Subset(subset.name, subset.images[:size], subset.labels[:size], subset.digest)
 
