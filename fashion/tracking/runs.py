@@ -1,5 +1,6 @@
 """Open and close MLflow runs as FINISHED, FAILED or KILLED."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from fashion.tracking import checkpoint
 from fashion.tracking.launcher import (
     FAILURE_TAG,
     INTERRUPTED,
+    VARIABLE,
     restore_killed_later,
     unopened_run,
 )
@@ -170,7 +172,7 @@ def nest_launcher_run(run_id: str) -> None:
     if launcher_run_id:
         MlflowClient().set_tag(launcher_run_id, MLFLOW_PARENT_RUN_ID, run_id)
         # MLflow would reopen it as the next run that this process starts.
-        del os.environ[MLFLOW_RUN_ID.name]
+        del os.environ[VARIABLE]
 
 
 def close_stale() -> list[str]:
