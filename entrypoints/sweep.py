@@ -29,6 +29,13 @@ SHARED = ("val_size", "epochs", "device")
 CHECKED_CORNERS = 2_000
 
 
+def _absolute(_context: click.Context, _option: click.Parameter, storage: str) -> str:
+    """Make a path absolute: workers, and a later --resume, run in other folders."""
+    return (
+        str(Path(storage).expanduser().absolute()) if storage and "://" not in storage else storage
+    )
+
+
 @click.command(cls=Command)
 @click.option(
     "--space",
@@ -42,6 +49,7 @@ CHECKED_CORNERS = 2_000
 @click.option(
     "--storage",
     default="",
+    callback=_absolute,
     metavar="FOLDER",
     help="Where to store the state of the sweep until it has finished; on a cluster a folder"
     " visible to all nodes, or an address such as s3://bucket/path. Default: FASHION_STATE_DIR,"

@@ -68,15 +68,15 @@ def run(
         plan: how to search.
         dataset: the verified dataset; trials do not get its test images.
         val_size: number of training images held out to compare trials on.
-        storage: folder visible to all nodes, or an address that Ray supports, for the state of the
-            sweep; "" for the folder of this machine's unfinished runs.
+        storage: absolute path of a folder visible to all nodes, or an address that Ray supports,
+            for the state of the sweep; "" for the folder of this machine's unfinished runs.
         resolve: converts a configuration to an experiment.
 
     Returns:
         The id of the finished run, and the best trial.
 
     Raises:
-        SweepError: the Ray cluster is unreachable, or all trials failed.
+        SweepError: as for `tuner.cluster`, or all trials failed.
         TrackingError: the tracking store cannot be used; the trials' results are saved.
         CheckpointError: the sweep is in use by another process.
         FileError: the state of the sweep cannot be written.
@@ -84,7 +84,7 @@ def run(
     training, validation = dataset.split(val_size)
     assert validation is not None
     with (
-        tuner.cluster(),
+        tuner.cluster(plan),
         checkpoint.held(run_id) if run_id else nullcontext(),
         runs.running(run_id or None, name="sweep") as parent,
     ):
@@ -93,7 +93,7 @@ def run(
         else:
             _begin(parent, options, space, plan, val_size)
         run_id = parent.info.run_id
-        storage = storage or str(checkpoint.folder(run_id).parent)
+        storage = storage or str(checkpoint.folder(run_id).parent.absolute())
         try:
             results = tuner.run(parent, space, plan, training, validation, storage, resolve)
         except BaseException:

@@ -14,7 +14,7 @@ from fashion.tracking.runs import FAILURE_TAG, TRIAL_TAG
 
 
 class SweepError(FashionError):
-    """The Ray cluster is unreachable, or no trial could be trained."""
+    """The Ray cluster cannot be used, or no trial could be trained."""
 
 
 @dataclass(frozen=True)

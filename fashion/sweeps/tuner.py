@@ -34,6 +34,8 @@ from fashion.training import loop
 from fashion.training.build import build
 
 STATE = "state.pt"
+# Ray's address of a cluster that it starts on this machine.
+LOCAL = "local"
 # ASHA keeps one in so many trials at each rung, with as many times more epochs (Li et al.,
 # arXiv:1810.05934); Ray's default.
 REDUCTION_FACTOR = 4
@@ -238,11 +240,12 @@ def _scheduler(plan: Plan) -> FIFOScheduler:
 
 
 @contextmanager
-def cluster() -> Iterator[None]:
+def cluster(plan: Plan) -> Iterator[None]:
     """Connect to the cluster at RAY_ADDRESS, or start one on this machine alone.
 
     Raises:
-        SweepError: the cluster is unreachable.
+        SweepError: the cluster is unreachable or cannot be started, or this machine has less than
+            a trial of `plan` needs.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # The command handles signals, and MLflow stores the results.
@@ -252,29 +255,53 @@ def cluster() -> Iterator[None]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # With resume=AUTO it logs an error for each new sweep, which has no state to resume.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    address = os.environ.get("RAY_ADDRESS")
+    address = os.environ.get("RAY_ADDRESS") or LOCAL
     package = Path(__file__).parents[1]
     handler = signal.getsignal(signal.SIGTERM)
     try:
         _check_reachable(address)
         ray.init(
-            address or "local",
+            address,
             runtime_env={"py_modules": [str(package)]},
-            include_dashboard=None if address else False,
+            include_dashboard=False if address == LOCAL else None,
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
     except OSError as error:
-        raise SweepError(f"no Ray cluster is reachable at RAY_ADDRESS={address}") from error
+        if address != LOCAL:
+            raise SweepError(f"no Ray cluster is reachable at RAY_ADDRESS={address}") from error
+        # Sockets have short paths, and a folder made by another user may be closed to this one.
+        raise SweepError(
+            f"Ray cannot start ({store.reason(error)}): set RAY_TMPDIR to a folder with a short"
+            " path that you can write to"
+        ) from error
     signal.signal(signal.SIGTERM, handler)  # Ray has replaced it
     try:
+        _check_resources(plan, address)
         yield
     finally:
         ray.shutdown()
 
 
-def _check_reachable(address: str | None) -> None:
+def _check_resources(plan: Plan, address: str) -> None:
+    """Check that a node has what a trial needs; without one, Ray would wait silently."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    needed = {"CPU": plan.cpus_per_trial, "GPU": plan.gpus_per_trial}
+    if any(all(node.get(kind, 0) >= needed[kind] for kind in needed) for node in nodes):
+        return
+    what = f"a trial needs {needed['CPU']} CPU cores and {needed['GPU']:g} GPUs"
+    if address != LOCAL:  # more nodes may join
+        logger.warning("%s: the sweep waits until the cluster has a node with as many", what)
+        return
+    (here,) = nodes
+    raise SweepError(
+        f"{what}, but this machine has {here.get('CPU', 0):g} and {here.get('GPU', 0):g}:"
+        " lower cpus_per_trial or gpus_per_trial"
+    )
+
+
+def _check_reachable(address: str) -> None:
     """Raise OSError if nothing listens at the address; Ray itself would try for minutes."""
-    host, _, port = (address or "").rpartition("://")[2].rpartition(":")
+    host, _, port = address.rpartition("://")[2].rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=5).close()

@@ -13,6 +13,7 @@ from typing import Any
 import mlflow
 import pandas as pd
 import pytest
+import ray
 from click.testing import CliRunner, Result
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -22,7 +23,7 @@ from rich.console import Console
 from entrypoints import sweep as entry_point
 from fashion.data.dataset import FashionMNIST
 from fashion.settings.experiment import Architecture, Experiment, Recipe
-from fashion.sweeps import plan, progress, report, sweep
+from fashion.sweeps import plan, progress, report, sweep, tuner
 from fashion.sweeps.plan import Plan
 from fashion.sweeps.trials import SweepError, TrialResult
 from fashion.tracking import checkpoint
@@ -122,7 +123,7 @@ def test_a_grid_tries_every_combination(
     start_sweep: Callable[..., Process], space_file: Path
 ) -> None:
     space_file.write_text("{model: baseline, epochs: 1, lr: [0.01, 0.1], batch_size: [64, 128]}")
-    process = start_sweep("--space", "space.yaml", "--search", "grid")
+    process = start_sweep("--space", "space.yaml", "--search", "grid", "--storage", "trials")
     output = process.communicate()
     assert process.returncode == 0, output
     _, trials = assert_all_accounted_for(4, epochs=1)
@@ -192,8 +193,10 @@ def trials_on(node: str) -> set[str]:
 
 @pytest.mark.parametrize("retries", [0, 1])
 def test_failed_trials_are_tried_again_and_then_accounted_for(
-    store: Path, small: FashionMNIST, retries: int
+    store: Path, small: FashionMNIST, retries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("FASHION_STATE_DIR", "state")  # workers run in other folders
+
     def resolve(config: Mapping[str, Any]) -> Experiment:
         if config["lr"] == 0.1 and not (store / "tried").exists():
             if retries:
@@ -380,3 +383,41 @@ def test_numbers_that_yaml_reads_as_text_are_numbers() -> None:
         "ema_decay": 0.5,
         "mixup": "oops",
     }
+
+
+@pytest.fixture
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray as it would be with one node of two cores and no GPU."""
+    monkeypatch.setattr(ray, "init", lambda *_, **__: None)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
+
+
+@pytest.mark.parametrize("options", [("--cpus-per-trial", "3"), ("--gpus-per-trial", "0.5")])
+def test_more_than_the_machine_has_is_one_line_before_a_run_is_opened(
+    space_file: Path, two_cores: None, options: tuple[str, ...]
+) -> None:
+    message = assert_one_line(invoke("--space", "space.yaml", *options))
+    assert "this machine has 2 and 0: lower cpus_per_trial" in message
+    assert mlflow.search_runs(output_format="list") == []
+
+
+def test_a_cluster_that_has_too_little_may_grow(
+    two_cores: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    for cpus, warnings in ((2, 0), (3, 1)):
+        with tuner.cluster(Plan(epochs=1, cpus_per_trial=cpus)):
+            assert len(caplog.messages) == warnings
+    assert "a trial needs 3 CPU cores and 0 GPUs: the sweep waits until" in caplog.text
+
+
+@pytest.mark.parametrize("folder", ["space.yaml", "long" * 25])
+def test_a_folder_in_which_ray_cannot_start_is_one_line(
+    space_file: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", str(space_file.parent / folder))
+    message = assert_one_line(invoke("--space", "space.yaml"))
+    assert "set RAY_TMPDIR to a folder with a short path" in message
+    assert "RAY_ADDRESS" not in message
+    assert mlflow.search_runs(output_format="list") == []
