@@ -31,9 +31,9 @@ CHECKED_CORNERS = 2_000
 
 def _absolute(_context: click.Context, _option: click.Parameter, storage: str) -> str:
     """Make a path absolute: workers, and a later --resume, run in other folders."""
-    return (
-        str(Path(storage).expanduser().absolute()) if storage and "://" not in storage else storage
-    )
+    if not storage or "://" in storage:
+        return storage
+    return str(Path(storage).expanduser().absolute())
 
 
 @click.command(cls=Command)
