@@ -66,6 +66,9 @@ def replacing(path: Path) -> Iterator[Path]:
             if path.exists() and not path.is_file() and not path.is_dir():
                 path.write_bytes(file.read_bytes())
             else:
+                # Else a crash could leave the name of the new file without its content.
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
                 file.replace(path)
     except OSError as error:
         raise FileError(f"cannot write {path}: {error.strerror or error}") from error

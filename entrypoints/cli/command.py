@@ -1,6 +1,8 @@
 """A Click command with one-line error messages, and exit codes for signals."""
 
+import getpass
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +31,7 @@ class Command(click.Command):
             return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
+        _prepare_environment()
         # Else mlflow.pytorch, when imported, sets the root logger to ERROR: our warnings would end.
         to_stderr = logging.lastResort or logging.StreamHandler()
         logging.basicConfig(handlers=[to_stderr], format="%(message)s")
@@ -58,6 +61,16 @@ class Command(click.Command):
                 with suppress(Exception):  # the message is printed in any case
                     launcher.refuse(run_id, str(self.name), error.format_message())
             raise
+
+
+def _prepare_environment() -> None:
+    """Set variables that matplotlib, MLflow and torch read when they are imported."""
+    # A notebook hands its own backend on to the commands that it starts.
+    os.environ["MPLBACKEND"] = "agg"
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # in a container whose user has no name
+        os.environ["LOGNAME"] = f"uid-{os.getuid()}"
 
 
 def usage_error(error: SettingError, ctx: click.Context | None = None) -> click.UsageError:

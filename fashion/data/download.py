@@ -54,6 +54,8 @@ def locate(data_dir: str | Path | None = None) -> Path:
     """
     chosen = data_dir or os.environ.get("FASHION_DATA_DIR")
     directory = expanded(str(chosen)) if chosen else cache_dir()
+    if chosen and not directory.is_dir():
+        raise DataError(f"the data directory {directory} does not exist: create it, or correct it")
     if _missing(directory):
         if not chosen and not _missing(DEBIAN_DIR):
             return DEBIAN_DIR

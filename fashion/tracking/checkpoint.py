@@ -92,10 +92,8 @@ def save(run_id: str, content: Mapping[str, Any]) -> None:
     """
     buffer = io.BytesIO()
     torch.save(dict(content), buffer)
-    with replacing(folder(run_id) / CHECKPOINT) as path, path.open("wb") as file:
-        file.write(buffer.getbuffer())
-        file.flush()
-        os.fsync(file.fileno())
+    with replacing(folder(run_id) / CHECKPOINT) as path:
+        path.write_bytes(buffer.getbuffer())
 
 
 def load(run_id: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import mlflow
 import pandas as pd
 from mlflow.entities import LifecycleStage, Run
+from mlflow.environment_variables import MLFLOW_EXPERIMENT_NAME
 from mlflow.exceptions import MlflowException
 
 from fashion.errors import FashionError, printable
@@ -149,9 +150,11 @@ def _experiment_ids(query: Query) -> list[str] | None:
     """Return the ids of the experiments: [] means the active one, None means all."""
     if list(query.experiments) == [ALL]:
         return None
+    # MLflow would create the experiment that the environment names if it does not exist, and its
+    # search silently ignores unknown names.
+    active = MLFLOW_EXPERIMENT_NAME.get()
     ids = []
-    for name in query.experiments:
-        # MLflow's search silently ignores unknown names.
+    for name in query.experiments or ([active] if active else []):
         experiment = mlflow.get_experiment_by_name(name)
         if experiment is None or experiment.lifecycle_stage != LifecycleStage.ACTIVE:
             raise CompareError(f"the tracking store has no experiment {name!r}")

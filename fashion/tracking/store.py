@@ -1,14 +1,17 @@
 """Connect to the tracking store, and turn its errors into one-line messages."""
 
 import hashlib
+import logging
 import os
 import re
+import socket
+import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import mlflow
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from mlflow.environment_variables import (
     MLFLOW_HTTP_REQUEST_MAX_RETRIES,
     MLFLOW_HTTP_REQUEST_TIMEOUT,
@@ -22,6 +25,14 @@ from fashion.files import state_dir
 from fashion.interrupts import begin_deferral, deferred, end_deferral
 
 START_IT = "start it, or set MLFLOW_TRACKING_URI"
+# How long to wait for another process that creates the tables of the same store.
+SILENT_SECONDS = 5
+LOCK_SECONDS = 120
+DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+REMARKS = ("(raised as a result of Query-invoked autoflush", "[SQL:", "[parameters:", "(Background")
+REASON_CHARACTERS = 400
+
+logger = logging.getLogger(__name__)
 
 
 def connect() -> None:
@@ -35,7 +46,10 @@ def connect() -> None:
     _move_credentials_to_environment()
     _defer_interrupts_in_transactions()
     # An interrupt here would leave a half-created schema that MLflow can neither use nor complete.
-    with refusals(START_IT), _first_use(mlflow.get_tracking_uri()), single_attempt(), deferred():
+    uri = mlflow.get_tracking_uri()
+    with refusals(START_IT):
+        _check_listening(uri)
+    with refusals(START_IT), _first_use(uri), single_attempt(), deferred():
         mlflow.search_experiments(max_results=1)
 
 
@@ -63,13 +77,48 @@ def _first_use(uri: str) -> Iterator[None]:
     locks = state_dir() / "locks"
     lock = FileLock(locks / f"{hashlib.sha256(uri.encode()).hexdigest()[:16]}.lock")
     # Without a writable state folder the store may still be readable.
-    with suppress(OSError):
+    with suppress(PermissionError, FileExistsError, NotADirectoryError):
         locks.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        _acquire(lock)
     try:
         yield
     finally:
         lock.release()
+
+
+def _acquire(lock: FileLock) -> None:
+    """Wait for a lock, and say so.
+
+    Raises:
+        TrackingError: another process holds it for longer than `LOCK_SECONDS`.
+    """
+    try:
+        lock.acquire(timeout=SILENT_SECONDS)
+    except Timeout:
+        logger.warning("Waiting for another process that connects to the same tracking store")
+        try:
+            lock.acquire(timeout=LOCK_SECONDS)
+        except Timeout as error:
+            raise TrackingError(
+                f"another process has held {lock.lock_file} for {LOCK_SECONDS} s: end that process,"
+                " or delete the file"
+            ) from error
+
+
+def _check_listening(uri: str) -> None:
+    """Raise OSError if a database server refuses connections: MLflow would try for 100 seconds."""
+    if "://" not in uri or uri.startswith(("http:", "https:", "file:", "sqlite:")):
+        return
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        url = make_url(uri)
+    except (ArgumentError, ValueError):  # MLflow says what is wrong with it
+        return
+    port = url.port or DATABASE_PORTS.get(url.get_backend_name())
+    if url.host and port:
+        socket.create_connection((url.host, port), timeout=10).close()
 
 
 @contextmanager
@@ -81,17 +130,32 @@ def refusals(remedy: str) -> Iterator[None]:
     """
     try:
         yield
+    except TrackingError:
+        raise
     except Exception as error:  # each store has its own: those of requests, SQLAlchemy, ...
         raise _refusal(error, remedy) from error
 
 
+# What the user can do where the store could be reached; by a part of the error's message.
+ADVICE = {
+    "deleted state": "restore it (mlflow experiments restore), or set MLFLOW_EXPERIMENT_NAME to"
+    " another one",
+    "readonly database": "make the file and its folder writable, or set MLFLOW_TRACKING_URI",
+    "error code 403": "ask its administrator for permission",
+    "migrate-filestore": "see there, or set MLFLOW_TRACKING_URI to another store",
+}
+
+
 def _refusal(error: Exception, remedy: str) -> TrackingError:
     store = without_credentials(mlflow.get_tracking_uri())
-    if "error code 401" in str(error):
+    text = str(error)
+    if "error code 401" in text:
         return TrackingError(
             f"authentication failed at the tracking server {store}: set MLFLOW_TRACKING_USERNAME"
             " and MLFLOW_TRACKING_PASSWORD"
         )
+    if remedy == START_IT:
+        remedy = next((advice for part, advice in ADVICE.items() if part in text), remedy)
     return TrackingError(f"the tracking store {store} cannot be used ({reason(error)}): {remedy}")
 
 
@@ -120,9 +184,12 @@ def environment(settings: Mapping[str, str]) -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """Return the first line of an error message, without credentials, in at most 160 characters."""
-    line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-    return without_credentials(line)[:160]
+    """Return the cause in an error's message: one line without credentials, shortened if long."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    # SQLAlchemy surrounds the cause by remarks on the statement and its own behaviour.
+    told = [line for line in lines if line and not line.startswith(REMARKS)]
+    line = without_credentials(next(iter(told), type(error).__name__))
+    return textwrap.shorten(line, REASON_CHARACTERS, placeholder=" ...")
 
 
 def _move_credentials_to_environment() -> None:
@@ -138,5 +205,6 @@ def _move_credentials_to_environment() -> None:
 
 
 def without_credentials(text: str) -> str:
-    """Replace user name and password in each URL by asterisks."""
-    return re.sub(r"://[^/@\s]+@", "://***@", text)
+    """Replace user name, password and secret parameters in each URL by asterisks."""
+    text = re.sub(r"://[^\s'\"]*@", "://***@", text)
+    return re.sub(r"(?i)([?&](?:password|passwd|pwd|token|secret)=)[^&\s'\"]*", r"\1***", text)

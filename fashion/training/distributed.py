@@ -21,7 +21,7 @@ class DistributedError(FashionError):
 
 def is_launched() -> bool:
     """Return whether this process was started by torchrun or `launch`."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
+    return os.environ.keys() >= {"TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE"}
 
 
 def world_size() -> int:

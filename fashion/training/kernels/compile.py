@@ -4,8 +4,10 @@ import ctypes
 import functools
 import hashlib
 import os
+import platform
 import shlex
 import subprocess
+import tempfile
 from pathlib import Path
 
 import torch
@@ -28,7 +30,7 @@ def takes(model: nn.Module) -> bool:
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """Return the compiled kernels, cached by source, compiler and flags.
+    """Return the compiled kernels, cached by source, compiler, flags and kind of processor.
 
     The compiler is the environment variable CC, else cc: GCC or Clang, with OpenMP.
 
@@ -37,21 +39,27 @@ def library() -> ctypes.CDLL:
     """
     compiler = shlex.split(os.environ.get("CC") or "cc")
     flags = ["-O2", "-fPIC", "-shared", "-fopenmp"]
-    if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability in ("AVX2", "AVX512"):
         flags += ["-mavx2", "-mfma"]
+    # A home folder may be shared by machines of several kinds.
+    machine = (platform.system(), platform.machine(), capability)
     sources = b"".join(source.read_bytes() for source in SOURCES)
-    key = hashlib.sha256(" ".join([*compiler, *flags]).encode() + sources).hexdigest()
-    path = cache_dir() / "kernels" / f"fashion-{key[:16]}.so"
+    key = hashlib.sha256(" ".join([*compiler, *flags, *machine]).encode() + sources).hexdigest()
+    folder, prefix = cache_dir() / "kernels", f"fashion-{key[:16]}"
     try:
-        if not path.exists():
-            with replacing(path) as file:
-                _run([*compiler, *flags, "-o", str(file), *map(str, SOURCES), "-lm"])
+        path = _cached(folder, prefix) or _compile([*compiler, *flags], folder, prefix)
         kernels = ctypes.CDLL(str(path))
     except (OSError, FileError, KernelError) as error:
         reason = str(error).splitlines()[0]
+        remedy = (
+            "install a C compiler with OpenMP"
+            if isinstance(error, KernelError)
+            else f"make {folder} writable"
+        )
         raise KernelError(
-            f"the native kernels cannot be compiled ({reason}): install a C compiler with OpenMP,"
-            " or train with --kernels torch"
+            f"the native kernels cannot be compiled ({reason}): {remedy}, or train with"
+            " --kernels torch"
         ) from error
     pointer, integer = ctypes.c_void_p, ctypes.c_int
     kernels.conv_forward.argtypes = [pointer] * 5 + [integer] * 5
@@ -60,6 +68,32 @@ def library() -> ctypes.CDLL:
     for function in (kernels.conv_forward, kernels.conv_backward, kernels.mlp_step):
         function.restype = None
     return kernels
+
+
+def _cached(folder: Path, prefix: str) -> Path | None:
+    """Return a compiled file whose content is the one that was written.
+
+    Loading a truncated one, as a crash or a full disk leaves it, would kill the process.
+    """
+    for path in folder.glob(f"{prefix}-*.so"):
+        if path.stem == f"{prefix}-{_digest(path)}":
+            return path
+    return None
+
+
+def _compile(command: list[str], folder: Path, prefix: str) -> Path:
+    """Compile the sources to a file in `folder` whose name contains the digest of its content."""
+    with tempfile.TemporaryDirectory() as temporary:
+        compiled = Path(temporary, "kernels.so")
+        _run([*command, "-o", str(compiled), *map(str, SOURCES), "-lm"])
+        path = folder / f"{prefix}-{_digest(compiled)}.so"
+        with replacing(path) as file:
+            file.write_bytes(compiled.read_bytes())
+    return path
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _run(command: list[str]) -> None:

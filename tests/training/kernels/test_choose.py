@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from entrypoints.train import train as train_command
 from fashion.data.dataset import FashionMNIST
+from fashion.files import cache_dir
 from fashion.models import catalogue
 from fashion.settings.experiment import Architecture, Recipe
 from fashion.training import loop
@@ -104,3 +105,23 @@ def test_a_compiler_that_fails_leaves_nothing_behind(
     with pytest.raises(KernelError):
         library()
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.usefixtures("native_kernels")
+@pytest.mark.parametrize("size", [0, 4096])
+def test_a_truncated_file_in_the_cache_is_compiled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    whole = Path(library()._name)
+    content = whole.read_bytes()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    damaged = cache_dir() / "kernels" / whole.name
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(content[:size])
+    library.cache_clear()
+    try:
+        loaded = Path(library()._name)
+        assert loaded.is_relative_to(tmp_path)
+        assert len(loaded.read_bytes()) > 4096
+    finally:
+        library.cache_clear()
