@@ -40,7 +40,7 @@ from fashion.errors import printable
     type=click.Choice(["auto", "always", "never"]),
     default="auto",
     show_default=True,
-    help="Whether to invert image files, for dark on light; auto decides by the corners.",
+    help="Whether to invert image files, for dark on light; auto decides by what stands out more.",
 )
 @click.option(
     "--output",

@@ -15,7 +15,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageChops, ImageFilter, ImageOps, UnidentifiedImageError, features
+from PIL import (
+    Image,
+    ImageChops,
+    ImageFilter,
+    ImageOps,
+    ImageStat,
+    UnidentifiedImageError,
+    features,
+)
 from torch import Tensor
 
 from fashion.errors import FashionError, printable
@@ -37,6 +45,8 @@ SIZE = IMAGE_SHAPE[1:]
 WORKING_SIZE = (8 * SIZE[0], 8 * SIZE[1])
 # 5 % of 255, the authors' threshold for the background.
 BACKGROUND_TOLERANCE = 13
+# Marks the pixels that are mostly opaque.
+OPAQUE = [255 * (level > 127) for level in range(256)]
 
 
 class ImageError(FashionError):
@@ -129,19 +139,23 @@ def convert(image: Image.Image, invert: str = "auto") -> Tensor:
     """Convert a picture of any size and mode.
 
     1. Rotate it according to its EXIF orientation, if that can be read.
-    2. Make transparent pixels white, like the catalogue's background; black if `invert` is "never".
+    2. Put a transparent picture on black if its visible part is light, else on white, like the
+       catalogue's background; on black if `invert` is "never", on white if it is "always".
     3. Convert to 8-bit grayscale; of 16 bits use the upper 8, of 32 the range that occurs.
-    4. Invert it if `invert` is "always", or if it is "auto" and the median of the four corner
-       pixels is above 127. Only the corners, because a wide garment covers most of the border.
+    4. Invert it if `invert` is "always", or if it is "auto" and what is darker than the ground
+       stands out more than what is lighter: the sums of the differences are compared. A shadow is
+       smaller than its garment. The ground's level is the median of the four corner pixels. Only
+       the corners, because a wide garment covers most of the border.
 
-    An image of 28x28 pixels is finished here, so a saved image of the dataset is returned unchanged
-    (of the dataset's 70,000, none has corners that "auto" would invert). For any other:
+    An image of 28x28 pixels is finished here, and "auto" inverts it only if its corners are light,
+    so a saved image of the dataset is returned unchanged (of its 70,000, none has such corners).
+    For any other:
 
     5. Downscale it to at most `WORKING_SIZE`.
     6. Subtract the background level, again that of the corners. The authors did not need this:
        their background was nearly white. Photographs have grey ones, which must become black too.
-    7. Crop to the pixels that differ from the background by more than `BACKGROUND_TOLERANCE`,
-       after a 3x3 median filter has removed specks.
+    7. Crop to the pixels that are lighter than the background by more than
+       `BACKGROUND_TOLERANCE`, after a 3x3 median filter has removed specks.
     8. Resize the longest edge to 28 with a Lanczos filter and centre on black. The authors
        subsampled and sharpened, which would amplify a photograph's noise.
 
@@ -158,9 +172,9 @@ def convert(image: Image.Image, invert: str = "auto") -> Tensor:
     image.load()
     with suppress(Exception):  # many types; the pixels of a file with damaged metadata are whole
         ImageOps.exif_transpose(image, in_place=True)
-    gray = _grayscale(image, ground=0 if invert == "never" else 255)
+    gray = _grayscale(image, invert)
     gray.thumbnail(WORKING_SIZE)
-    if invert == "always" or (invert == "auto" and _background(gray) > 127):
+    if invert == "always" or (invert == "auto" and _is_dark_on_light(gray)):
         gray = ImageOps.invert(gray)
     if gray.size != SIZE:
         gray = ImageOps.pad(_garment(gray), SIZE, method=Image.Resampling.LANCZOS, color=0)
@@ -169,7 +183,7 @@ def convert(image: Image.Image, invert: str = "auto") -> Tensor:
     return torch.from_numpy(np.array(gray)).unsqueeze(0)
 
 
-def _grayscale(image: Image.Image, ground: int) -> Image.Image:
+def _grayscale(image: Image.Image, invert: str) -> Image.Image:
     # Pillow's own conversion of these modes clips at 255 instead of scaling.
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -182,9 +196,24 @@ def _grayscale(image: Image.Image, ground: int) -> Image.Image:
     if not image.has_transparency_data:
         return image.convert("L")
     rgba = image if image.mode == "RGBA" else image.convert("RGBA")
-    canvas = Image.new("L", image.size, ground)
-    canvas.paste(rgba.convert("L"), mask=rgba.getchannel("A"))
+    gray, visible = rgba.convert("L"), rgba.getchannel("A")
+    light = invert == "never" or (
+        invert == "auto" and ImageStat.Stat(gray, visible.point(OPAQUE)).mean[0] > 127
+    )
+    canvas = Image.new("L", image.size, 0 if light else 255)
+    canvas.paste(gray, mask=visible)
     return canvas
+
+
+def _is_dark_on_light(gray: Image.Image) -> bool:
+    ground = _background(gray)
+    if gray.size == SIZE:
+        return ground > 127
+    difference = np.asarray(gray, dtype=int) - ground
+    lighter, darker = (
+        part[part > BACKGROUND_TOLERANCE].sum() for part in (difference, -difference)
+    )
+    return bool(darker > lighter)
 
 
 def _background(gray: Image.Image) -> int:
@@ -196,8 +225,8 @@ def _garment(gray: Image.Image) -> Image.Image:
     """Crop to the garment, if one is found, and make the background black."""
     smooth = gray.filter(ImageFilter.MedianFilter(3))
     ground = Image.new("L", gray.size, _background(smooth))
-    distance = ImageChops.difference(smooth, ground)
-    box = distance.point([255 * (level > BACKGROUND_TOLERANCE) for level in range(256)]).getbbox()
+    lighter = ImageChops.subtract(smooth, ground)
+    box = lighter.point([255 * (level > BACKGROUND_TOLERANCE) for level in range(256)]).getbbox()
     return ImageChops.subtract(gray, ground).crop(box)
 
 

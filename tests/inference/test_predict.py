@@ -143,6 +143,35 @@ def test_garment_fills_the_height_and_is_centred_on_black(ground: int, invert: s
     assert converted[:, 1:-1, 8:20].min() > 240
 
 
+def on_ground(ground: int, garment: int, shadow: int | None = None) -> Image.Image:
+    scene = Image.new("L", (200, 200), ground)
+    if shadow is not None:
+        scene.paste(shadow, (140, 50, 155, 170))
+    scene.paste(garment, (60, 40, 140, 160))
+    return scene
+
+
+@pytest.mark.parametrize("shadow", [False, True])
+@pytest.mark.parametrize(
+    ("ground", "garment"), [(215, 250), (128, 200), (35, 90), (215, 40), (128, 60), (60, 15)]
+)
+def test_what_stands_out_more_is_the_garment_on_any_ground(
+    ground: int, garment: int, shadow: bool
+) -> None:
+    taken = photographs.convert(on_ground(ground, garment, ground - 35 if shadow else None))
+    assert taken[0, 3:24, 10:16].min() > 20
+    assert taken[0, :, :3].max() == 0
+
+
+@pytest.mark.parametrize("tone", [0, 60, 190, 255])
+def test_a_cut_out_is_the_garment_whatever_its_tone(tone: int) -> None:
+    cut_out = Image.new("LA", (200, 200), (90, 0))
+    cut_out.paste((tone, 255), (60, 40, 140, 160))
+    taken = photographs.convert(cut_out)
+    assert taken[0, 2:-2, 8:20].min() > 180
+    assert taken[0, :, :4].max() == 0
+
+
 def test_grey_noisy_ground_becomes_black(dataset: FashionMNIST) -> None:
     """Camera noise must not be taken for the garment's edge: the crop would be the whole image."""
     boot = dataset.test.images[0]
