@@ -71,6 +71,7 @@ def _terminal(table: pd.DataFrame, metric: str) -> str:
         return "No runs found: train some first, or relax the query.\n"
     cells = _group_cells if "n" in table else _run_cells
     rows = [cells(row, metric) for _, row in table.iterrows()]
+    note = "" if "n" in table else _mark_other_images(table, rows)
     columns = {header: [row[header] for row in rows] for header in rows[0]}
     for name in EXPENDABLE:
         if name != metric and _width(columns) > terminal.WIDTH:
@@ -86,7 +87,20 @@ def _terminal(table: pd.DataFrame, metric: str) -> str:
         )
     for texts in zip(*columns.values(), strict=True):
         rich_table.add_row(*texts)
-    return terminal.render(rich_table)
+    return terminal.render(rich_table) + note
+
+
+def _mark_other_images(table: pd.DataFrame, rows: Sequence[dict[str, str]]) -> str:
+    """Mark validation results that cannot be compared with those on the largest validation set.
+
+    Returns:
+        A line that explains the mark; empty if all were measured on the same images.
+    """
+    sizes = table["val_size"].where(table["val_accuracy"].notna())
+    others = sizes.notna() & (sizes != sizes.max())
+    for cells, marked in zip(rows, others, strict=True):
+        cells[METRICS["val_accuracy"].header] += "*" * bool(marked)
+    return f"* not on the {sizes.max():,} validation images of the others\n" if others.any() else ""
 
 
 def _width(columns: Mapping[str, Sequence[str]]) -> int:
