@@ -14,6 +14,7 @@ from entrypoints.cli.options import (
     settings_typed,
     training_options,
 )
+from fashion.errors import FashionError, printable
 from fashion.settings.task import MODEL_NAME
 
 # Trained beside the requested model. Of the architecture's options they have hidden_units alone.
@@ -99,7 +100,10 @@ def main(
             click.echo(f"\n{comparison.render(table, 'table')}")
             if asked.val_size:
                 candidates = query.Query(models=[asked.model])
-                click.echo(registry.register(MODEL_NAME, candidates, dataset))
+                try:
+                    click.echo(registry.register(MODEL_NAME, candidates, dataset))
+                except FashionError as error:  # what was trained and compared stays valid
+                    click.echo(f"Nothing registered: {printable(str(error))}.")
             else:
                 click.echo("Nothing registered: val_size 0 leaves no validation data to select on.")
 

@@ -34,6 +34,10 @@ class TrackingError(FashionError):
     """The tracking server or store cannot be used."""
 
 
+class RegistryError(FashionError):
+    """A stored model cannot be used, nothing can be registered, or an alias cannot be moved."""
+
+
 def printable(text: str) -> str:
     """Escape line breaks and other characters that are not printable."""
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)

@@ -1,9 +1,7 @@
-"""Log models to MLflow, load them, and verify them."""
+"""Log models to MLflow, and load them."""
 
-import logging
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,19 +10,18 @@ import mlflow
 import torch
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Run
-from mlflow.environment_variables import MLFLOW_ALLOW_PICKLE_DESERIALIZATION
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, infer_signature
 from torch import nn
 
-from fashion.data.dataset import FashionMNIST, Subset, to_float
-from fashion.errors import FashionError
+from fashion.data.dataset import Subset, to_float
+from fashion.errors import RegistryError
 from fashion.models import catalogue
 from fashion.settings.experiment import Architecture
 from fashion.settings.option import read
 from fashion.settings.task import IMAGE_SHAPE
-from fashion.tracking.store import environment
-from fashion.training.evaluation import Evaluation, evaluate
+from fashion.tracking import archive
+from fashion.training.evaluation import Evaluation
 
 MODEL_ARTIFACT = "model"
 # Given explicitly, because MLflow would load the model in a second process to infer them.
@@ -53,15 +50,15 @@ def log_model(run: Run, model: nn.Module, subset: Subset, answers: Evaluation) -
         return begun.model_id
     # A batch of two keeps the batch dimension dynamic: torch.export fixes a dimension of size 1.
     images = to_float(subset.images[:2]).numpy()
-    archive: dict[str, Any] = {
+    options: dict[str, Any] = {
         "signature": infer_signature(images, answers.logits[:2].numpy()),
         "input_example": images,
         "pip_requirements": PIP_REQUIREMENTS,
         "serialization_format": "pt2",
     }
     if begun is None:
-        return mlflow.pytorch.log_model(model, name=MODEL_ARTIFACT, **archive).model_id
-    _complete_model(run, begun, model, archive)
+        return mlflow.pytorch.log_model(model, name=MODEL_ARTIFACT, **options).model_id
+    _complete_model(run, begun, model, options)
     return begun.model_id
 
 
@@ -74,7 +71,7 @@ def _begun_model(run: Run) -> LoggedModel | None:
 
 
 def _complete_model(
-    run: Run, begun: LoggedModel, model: nn.Module, archive: Mapping[str, Any]
+    run: Run, begun: LoggedModel, model: nn.Module, options: Mapping[str, Any]
 ) -> None:
     """Complete a partly logged model.
 
@@ -87,18 +84,9 @@ def _complete_model(
     described = Model(begun.artifact_location, run_id, model_uuid=model_id, model_id=model_id)
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder, MODEL_ARTIFACT))
-        mlflow.pytorch.save_model(model, path, mlflow_model=described, **archive)
+        mlflow.pytorch.save_model(model, path, mlflow_model=described, **options)
         client.log_model_artifacts(model_id, path)
     client.finalize_logged_model(model_id, LoggedModelStatus.READY)
-
-
-# Allowed difference between a loaded model's loss or accuracy and the run's. Another processor sums
-# in a different order; a wrong or damaged model differs by far more.
-METRIC_TOLERANCE = 1e-4
-
-
-class RegistryError(FashionError):
-    """Nothing can be registered, or the alias cannot be moved."""
 
 
 def model_uri(run: Run) -> str:
@@ -120,18 +108,11 @@ def load(uri: str) -> nn.Module:
         uri: for example models:/fashion-mnist-cnn@champion, or models:/m-... for a run's model.
 
     Raises:
-        RegistryError: the model does not exist, is damaged or incomplete, or is pickled.
+        RegistryError: the model does not exist, is damaged or incomplete, is pickled, or brings
+            code along.
     """
-    refuse_pickle = environment({MLFLOW_ALLOW_PICKLE_DESERIALIZATION.name: "false"})
-    try:
-        with _quiet(logging.getLogger("torch.export")), refuse_pickle:
-            return mlflow.pytorch.load_model(uri)
-    except Exception as error:  # damaged files raise many types
-        if MLFLOW_ALLOW_PICKLE_DESERIALIZATION.name in str(error):
-            raise RegistryError(
-                f"{uri} cannot be loaded: it is damaged or pickled, and unpickling can run any code"
-            ) from error
-        raise RegistryError(f"{uri} cannot be loaded: {_first_line(error)}") from error
+    with archive.fetched(uri) as stored:
+        return stored.load()
 
 
 def rebuild(uri: str) -> nn.Module:
@@ -146,9 +127,9 @@ def rebuild(uri: str) -> nn.Module:
         RegistryError: the model does not exist, was not logged by a training run of this project,
             or its class in `fashion.models` has changed since.
     """
-    stored = load(uri)
+    with archive.fetched(uri) as files:
+        stored, run_id = files.load(), files.run_id
     try:
-        run_id = mlflow.models.get_model_info(uri).run_id
         params = mlflow.get_run(run_id).data.params if run_id else {}
         # The stored weights are loaded below, not those that training started from.
         architecture = replace(read(Architecture, params), pretrained="")
@@ -169,44 +150,3 @@ def rebuild(uri: str) -> nn.Module:
     if not torch.allclose(rebuilt, expected, rtol=1e-4, atol=1e-4, equal_nan=True):
         raise RegistryError(f"{changed}: it gives different logits")
     return model
-
-
-def verify(run: Run, model: nn.Module, dataset: FashionMNIST) -> Evaluation:
-    """Evaluate a stored model on the test set.
-
-    Raises:
-        RegistryError: loss or accuracy differ from what the run logged by more than
-            `METRIC_TOLERANCE`, or the model fails.
-    """
-    try:
-        measured = evaluate(model, dataset.test)
-    except Exception as error:  # a model for other images may raise anything
-        raise RegistryError(
-            f"the stored model of run {run.info.run_id} fails on the test set"
-            f" ({_first_line(error)}): not registered"
-        ) from error
-    values = {"test_loss": measured.loss, "test_accuracy": measured.accuracy}
-    for metric, value in values.items():
-        logged = run.data.metrics.get(metric)
-        # Not "difference > tolerance", which is false for NaN.
-        if logged is None or not abs(value - logged) <= METRIC_TOLERANCE:
-            raise RegistryError(
-                f"the stored model of run {run.info.run_id} gives {metric} {value:.6f}, but the"
-                f" run logged {'none' if logged is None else f'{logged:.6f}'}: not registered"
-            )
-    return measured
-
-
-@contextmanager
-def _quiet(logger: logging.Logger) -> Iterator[None]:
-    """Silence a logger: torch logs a traceback before it raises the same error."""
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

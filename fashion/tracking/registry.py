@@ -1,27 +1,25 @@
 """Register the best model in MLflow's registry and maintain its champion alias."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_GIT_COMMIT
 
-from fashion.analysis import tables
 from fashion.data.dataset import FashionMNIST
+from fashion.errors import RegistryError
 from fashion.settings.comparison import Query
-from fashion.settings.metrics import METRICS, SELECTING_METRICS
-from fashion.settings.task import CHAMPION, HOMEPAGE, TRAIN_SIZE
-from fashion.tracking.models import RegistryError, load, model_uri, verify
-from fashion.tracking.query import runs
-from fashion.training.evaluation import Evaluation
-
-PREVIOUS = "previous-champion"
-ROLLED_BACK = "rolled_back"
+from fashion.settings.task import CHAMPION
+from fashion.tracking import selection, versions
+from fashion.tracking.card import model_card
+from fashion.tracking.evidence import Measurement, measure
+from fashion.tracking.models import model_uri
+from fashion.tracking.store import START_IT, reason
+from fashion.tracking.versions import PREVIOUS, ROLLED_BACK, Version
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,7 @@ class Registration:
         champion: the version with the champion alias; None if it is the one that a dry run would
             create.
         reason: why that version is the champion, in one line.
+        remarks: which better runs were not registered and why, in one line each.
     """
 
     name: str
@@ -44,22 +43,16 @@ class Registration:
     created: bool
     champion: str | None
     reason: str
+    remarks: Sequence[str] = ()
 
     def __str__(self) -> str:
         verb = "registered" if self.created else "already registered"
-        return (
-            f"{self.name} version {self.version or '(new)'} {verb}, from run {self.run_id}\n"
-            f"{CHAMPION} is version {self.champion or '(new)'}: {self.reason}"
-        )
-
-
-@dataclass(frozen=True)
-class _Version:
-    """A version of the registered model; number is empty for the one a dry run would create."""
-
-    number: str
-    tags: Mapping[str, str]
-    description: str = ""
+        lines = [
+            f"{self.name} version {self.version or '(new)'} {verb}, from run {self.run_id}",
+            f"{CHAMPION} is version {self.champion or '(new)'}: {self.reason}",
+            *self.remarks,
+        ]
+        return "\n".join(lines)
 
 
 def register(
@@ -67,59 +60,152 @@ def register(
 ) -> Registration:
     """Register the best finished run of `query`; make it champion if it is the best version.
 
-    The stored model is first loaded and evaluated on the test set. The alias moves only to a
-    version that beats the current champion by `query.metric` on the same images.
+    The stored model is first loaded and evaluated; the alias moves only to a version that beats the
+    current champion by what was then measured, by `query.metric` on the same images. Runs whose
+    model cannot be loaded, or does not give what the run logged, are passed over. Nothing is
+    created before all of this has succeeded.
 
     Raises:
-        RegistryError: no run matches, or its stored model does not reproduce the logged metrics.
+        RegistryError: no run can be registered, or the registry cannot be used.
     """
     _check_name(name)
     client = MlflowClient()
-    run = best_run(query)
-    uri = model_uri(run)
-    evaluation = verify(run, load(uri), dataset)
-    tags = _version_tags(run)
-    existing = _version_of(client, name, run)
-    if dry_run:
-        candidates = _candidates(client, name)
-        if existing is None:
-            candidates.append(_Version("", tags))
-        best, reason = _choose(candidates, _by_alias(client, name, CHAMPION), query.metric)
-        number = existing.number if existing else None
+    with _refusals(name):
+        champion, champion_tags = _measured_champion(client, name, dataset)
+        found = _best(client, name, query, champion, dataset)
+        run, tags, uri = found.run, found.measured.tags, model_uri(found.run)
+        existing = versions.of_run(client, name, run, uri)
+        if dry_run:
+            version = existing or Version("", run.info.run_id, uri, tags)
+            if not version.is_measured:
+                version = version.with_tags(tags)
+            choice = _foresee(client, name, version, champion, query.metric)
+            return Registration(
+                name,
+                run.info.run_id,
+                version.number or None,
+                existing is None,
+                choice.version.number or None,
+                choice.reason,
+                found.remarks,
+            )
+        if champion is not None and champion_tags:
+            _set_tags(client, name, champion.number, champion_tags)
+        created = None if existing else _create(client, name, run, uri, tags)
+        # Another process may have registered the same run meanwhile: the first version stays.
+        registered = versions.of_run(client, name, run, uri)
+        assert registered is not None
+        if created is not None and created != registered.number:
+            client.delete_model_version(name, created)
+            created = None
+        if not registered.is_measured:
+            _set_tags(client, name, registered.number, tags)
+        if not registered.description:
+            client.update_model_version(name, registered.number, description=found.card)
+        number, why = promote(client, name, query.metric)
         return Registration(
-            name, run.info.run_id, number, existing is None, best.number or None, reason
+            name,
+            run.info.run_id,
+            registered.number,
+            created is not None,
+            number,
+            why,
+            found.remarks,
         )
-    created = None if existing else _from_mlflow(mlflow.register_model(uri, name, tags=tags))
-    # Another process may have registered the same run meanwhile: the first version stays.
-    version = _version_of(client, name, run)
-    assert version is not None
-    if created is not None and created.number != version.number:
-        client.delete_model_version(name, created.number)
-        created = None
-    if not version.description:
-        card = _model_card(run, dataset, evaluation, query.metric)
-        client.update_model_version(name, version.number, description=card)
-    champion, reason = promote(client, name, query.metric)
-    return Registration(
-        name, run.info.run_id, version.number, created is not None, champion, reason
-    )
 
 
-def best_run(query: Query) -> Run:
-    """Return the best finished run of `query` by its metric.
+@dataclass(frozen=True)
+class _Found:
+    """The run to register, and all that its version will have."""
+
+    run: Run
+    measured: Measurement
+    card: str
+    remarks: Sequence[str]
+
+
+def _best(
+    client: MlflowClient, name: str, query: Query, champion: Version | None, dataset: FashionMNIST
+) -> _Found:
+    """Return the best run that can be registered.
 
     Raises:
-        RegistryError: no finished run has logged the metric.
+        RegistryError: there is none.
     """
-    table = runs(query)
-    table = table[(table["status"] == "FINISHED") & table[query.metric].notna()]
-    if table.empty:
-        wanted = " or ".join(query.models)
-        raise RegistryError(
-            f"no finished {wanted} run has logged {query.metric}: train one first,"
-            " with val_size above 0 (mlflow run . -e train -P model=cnn)"
-        )
-    return MlflowClient().get_run(table["run_id"].iloc[0])
+    rolled_back = {v.run_id: v.number for v in versions.all_of(client, name) if v.is_rolled_back}
+    passed_over: dict[str, str] = {}
+    for run in selection.candidates(query, champion, dataset):
+        run_id = run.info.run_id
+        if run_id in rolled_back:
+            passed_over[run_id] = f"version {rolled_back[run_id]}, of run {run_id}, was rolled back"
+            continue
+        try:
+            measured = measure(run, model_uri(run), dataset)
+            card = model_card(run, dataset, measured, query.metric)
+        except RegistryError as error:
+            passed_over[run_id] = str(error)
+            if champion is not None and champion.run_id == run_id:
+                passed_over[run_id] += (
+                    f"; it is the {CHAMPION}: delete version {champion.number} and register again"
+                    " to replace it"
+                )
+            continue
+        remarks = [f"passed over: {why}" for why in passed_over.values()]
+        others = selection.left_out(query, run, list(passed_over))
+        return _Found(run, measured, card, [*remarks, *([others] if others else [])])
+    first, more = next(iter(passed_over.values())), len(passed_over) - 1
+    others = f" (and {more} more {'run' if more == 1 else 'runs'})" if more else ""
+    raise RegistryError(f"nothing to register: {first}{others}")
+
+
+def _measured_champion(
+    client: MlflowClient, name: str, dataset: FashionMNIST
+) -> tuple[Version | None, dict[str, str]]:
+    """Return the champion, measured now if its tags are not those of a measurement.
+
+    Returns:
+        The champion, if any, and the tags to set in the registry. They are empty if the champion
+        was measured before, or cannot be.
+    """
+    champion = versions.by_alias(client, name, CHAMPION)
+    if champion is None or champion.is_measured or champion.is_rolled_back:
+        return champion, {}
+    try:
+        run = client.get_run(champion.run_id)
+        uri = f"models:/{name}/{champion.number}"
+        tags = dict(measure(run, uri, dataset, champion.source).tags)
+    except (RegistryError, MlflowException):  # it was registered by hand
+        return champion, {}
+    return champion.with_tags(tags), tags
+
+
+def _foresee(
+    client: MlflowClient, name: str, version: Version, champion: Version | None, metric: str
+) -> selection.Choice:
+    """Return what would be chosen once `version` and the champion's measurement are recorded."""
+    known = {v.number: v for v in versions.all_of(client, name)}
+    if champion is not None:
+        known[champion.number] = champion
+    # The new one, which has no number yet, comes last.
+    return selection.choose(list((known | {version.number: version}).values()), champion, metric)
+
+
+def _create(client: MlflowClient, name: str, run: Run, uri: str, tags: Mapping[str, str]) -> str:
+    """Create a version and return its number."""
+    try:
+        return str(mlflow.register_model(uri, name, tags=dict(tags)).version)
+    except MlflowException:
+        # After creating the version, MLflow marks the logged model. This may not be allowed.
+        version = versions.of_run(client, name, run, uri)
+        if version is None:
+            raise
+        return version.number
+
+
+def _set_tags(client: MlflowClient, name: str, number: str, tags: Mapping[str, str]) -> None:
+    # The checksum comes last: until then the version counts as unverified.
+    for key, value in tags.items():
+        client.set_model_version_tag(name, number, key, value)
 
 
 def promote(client: MlflowClient, name: str, metric: str) -> tuple[str, str]:
@@ -127,46 +213,62 @@ def promote(client: MlflowClient, name: str, metric: str) -> tuple[str, str]:
 
     MLflow has no atomic compare-and-set for aliases, so the selection is repeated until nothing
     changes: of two concurrent registrations, the one that sets the alias last reads all versions
-    once more and ends with the better one.
+    once more and ends with the better one. If a rollback has barred that one meanwhile, it is
+    replaced too.
 
     Raises:
         RegistryError: no version has the metric.
     """
     moved_because = None
     while True:
-        champion = _by_alias(client, name, CHAMPION)
-        best, reason = _choose(_candidates(client, name), champion, metric)
+        champion = versions.by_alias(client, name, CHAMPION)
+        choice = selection.choose(versions.all_of(client, name), champion, metric)
+        best = choice.version
         if champion is not None and best.number == champion.number:
-            return best.number, moved_because or reason
-        if champion is not None:
-            _set_alias(client, name, PREVIOUS, champion.number)
-        _set_alias(client, name, CHAMPION, best.number)
-        moved_because = reason
+            return best.number, moved_because or choice.reason
+        if champion is not None and not champion.is_rolled_back:
+            versions.set_alias(client, name, PREVIOUS, champion.number)
+        versions.set_alias(client, name, CHAMPION, best.number)
+        moved_because = choice.reason
 
 
 def rollback(name: str) -> Registration:
     """Restore the previous champion and exclude the current one from future selection.
 
+    The current one is marked first. Whoever sets the alias reads the mark afterwards, here and in
+    `promote`, so that the last to set it does not leave it at a version that was rolled back.
+
     Raises:
-        RegistryError: there is no previous champion.
+        RegistryError: there is no previous champion, or the registry cannot be used.
     """
     _check_name(name)
     client = MlflowClient()
-    champion, previous = (_by_alias(client, name, alias) for alias in (CHAMPION, PREVIOUS))
-    # They are the same version if a registration or a rollback was interrupted half way.
-    if champion is None or previous is None or champion.number == previous.number:
-        raise RegistryError(f"{name} has no {PREVIOUS} to roll back to")
-    client.set_model_version_tag(name, champion.number, ROLLED_BACK, "true")
-    _set_alias(client, name, CHAMPION, previous.number)
-    client.delete_registered_model_alias(name, PREVIOUS)
-    return Registration(
-        name=name,
-        run_id=previous.tags.get("run_id", ""),
-        version=previous.number,
-        created=False,
-        champion=previous.number,
-        reason=f"version {champion.number} was rolled back and will not be selected again",
-    )
+    with _refusals(name):
+        champion, previous = (
+            versions.by_alias(client, name, alias) for alias in (CHAMPION, PREVIOUS)
+        )
+        # They are the same version if a registration or a rollback was interrupted half way.
+        if (
+            champion is None
+            or previous is None
+            or champion.number == previous.number
+            or previous.is_rolled_back
+        ):
+            raise RegistryError(f"{name} has no {PREVIOUS} to roll back to")
+        client.set_model_version_tag(name, champion.number, ROLLED_BACK, "true")
+        while (now := versions.by_alias(client, name, CHAMPION)) is None or now.is_rolled_back:
+            if now is not None and now.number == previous.number:
+                raise RegistryError(f"version {now.number} was rolled back meanwhile, too")
+            versions.set_alias(client, name, CHAMPION, previous.number)
+        client.delete_registered_model_alias(name, PREVIOUS)
+        return Registration(
+            name=name,
+            run_id=now.run_id,
+            version=now.number,
+            created=False,
+            champion=now.number,
+            reason=f"version {champion.number} was rolled back and will not be selected again",
+        )
 
 
 def _check_name(name: str) -> None:
@@ -175,116 +277,18 @@ def _check_name(name: str) -> None:
         raise RegistryError(f"{name!r} is not a valid name for a registered model")
 
 
-def _from_mlflow(version: ModelVersion) -> _Version:
-    # MLflow returns an int from a database and a str from a server.
-    return _Version(str(version.version), version.tags, version.description or "")
-
-
-def _search(client: MlflowClient, condition: str) -> list[_Version]:
-    """Return the versions that match `condition`, oldest first."""
-    found = client.search_model_versions(condition)
-    return [_from_mlflow(v) for v in sorted(found, key=lambda version: int(version.version))]
-
-
-def _version_of(client: MlflowClient, name: str, run: Run) -> _Version | None:
-    found = _search(client, f"name = '{name}' and tags.run_id = '{run.info.run_id}'")
-    return next(iter(found), None)
-
-
-def _by_alias(client: MlflowClient, name: str, alias: str) -> _Version | None:
+@contextmanager
+def _refusals(name: str) -> Iterator[None]:
+    """Turn MLflow's errors into a one-line RegistryError with advice."""
     try:
-        return _from_mlflow(client.get_model_version_by_alias(name, alias))
+        yield
     except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise
-
-
-def _set_alias(client: MlflowClient, name: str, alias: str, number: str) -> None:
-    try:
-        client.set_registered_model_alias(name, alias, number)
-    except MlflowException:
-        # MLflow checks whether the alias exists before it inserts it; if another process inserts it
-        # in between, the insert fails. Now it exists and can be updated.
-        client.set_registered_model_alias(name, alias, number)
-
-
-def _candidates(client: MlflowClient, name: str) -> list[_Version]:
-    """Return the versions that can become champion, oldest first."""
-    return [v for v in _search(client, f"name = '{name}'") if ROLLED_BACK not in v.tags]
-
-
-def _choose(
-    candidates: Sequence[_Version], champion: _Version | None, metric: str
-) -> tuple[_Version, str]:
-    """Return the version to make champion, and why. Ties go to the older one."""
-    images = "test_digest" if metric.startswith("test_") else "validation_digest"
-    measured = [c for c in candidates if metric in c.tags and images in c.tags]
-
-    def score(version: _Version) -> float:
-        value = float(version.tags[metric])
-        return -value if METRICS[metric].lower_is_better else value
-
-    if champion is None:
-        if not measured:
-            raise RegistryError(f"no version has a {metric} to select a {CHAMPION} by")
-        peers = [c for c in measured if c.tags[images] == measured[-1].tags[images]]
-        return max(peers, key=score), f"first {CHAMPION}"
-    peers = [c for c in measured if c.tags[images] == champion.tags.get(images)]
-    if metric not in champion.tags or not peers:
-        return champion, (
-            f"it cannot be compared with other versions by {metric} on the same images"
-        )
-    best = max(peers, key=score)
-    if score(best) <= score(champion):
-        return champion, f"nothing beats its {metric} of {float(champion.tags[metric]):.4f}"
-    return best, (
-        f"its {metric} of {float(best.tags[metric]):.4f} beats version {champion.number}'s"
-        f" {float(champion.tags[metric]):.4f}"
-    )
-
-
-def _version_tags(run: Run) -> dict[str, str]:
-    tags = {"run_id": run.info.run_id}
-    if MLFLOW_GIT_COMMIT in run.data.tags:
-        tags["git_commit"] = run.data.tags[MLFLOW_GIT_COMMIT]
-    for dataset_input in run.inputs.dataset_inputs if run.inputs else []:
-        for tag in dataset_input.tags:
-            if tag.key == MLFLOW_DATASET_CONTEXT:
-                tags[f"{tag.value}_digest"] = dataset_input.dataset.digest
-    return tags | {m: repr(run.data.metrics[m]) for m in SELECTING_METRICS if m in run.data.metrics}
-
-
-def _model_card(run: Run, dataset: FashionMNIST, evaluation: Evaluation, metric: str) -> str:
-    """Describe a version in Markdown, after Mitchell et al., "Model Cards" (arXiv:1810.03993)."""
-    params, metrics = run.data.params, run.data.metrics
-    predicted = evaluation.logits.argmax(dim=1)
-    pairs = tables.confused_pairs(tables.confusion_matrix(dataset.test.labels, predicted), top=5)
-    confused = "\n".join(f"- {pair}" for pair in pairs)
-    measured = "\n".join(f"| {m} | {metrics[m]:.4f} |" for m in SELECTING_METRICS if m in metrics)
-    selection = (
-        "**on the test set**, so that its test metrics are optimistic"
-        if metric.startswith("test_")
-        else "on validation data"
-    )
-    # The UI keeps line breaks within a paragraph, so each paragraph is one line.
-    paragraphs = [
-        f"### {params['model']} for Fashion-MNIST",
-        f"**Data.** [Fashion-MNIST]({HOMEPAGE}), {TRAIN_SIZE - int(params['val_size']):,} training"
-        f" images, {int(params['val_size']):,} held out for validation (stratified, seed"
-        f" {params['split_seed']}), {len(dataset.test):,} test images; all verified by SHA-256.",
-        f"**Recipe.** {params['epochs']} epochs of {params['optimizer']}, lr {params['lr']}, batch"
-        f" {params['batch_size']}, seed {params['seed']}, {params['hidden_units']} hidden units,"
-        f" {int(params['num_parameters']):,} parameters. Run `{run.info.run_id}`.",
-        f"**Metrics.** Selected by {metric}, {selection}. The test set was evaluated once by the"
-        " run and once at registration, to verify the stored model.",
-        f"| metric | value |\n| --- | --- |\n{measured}",
-        f"**Most confused on the test set.**\n\n{confused}",
-        "**Input and output.** float32 images of shape (N, 1, 28, 28) in [0, 1], light on black;"
-        " logits of shape (N, 10).",
-        "**Intended use.** Teaching, and comparing methods on this benchmark.",
-        "**Limits.** It predicts one of ten classes for any input, and was trained on centred"
-        " catalogue pictures of 28x28 pixels; photographs need the conversion that `predict`"
-        " does, and accuracy on them is lower.",
-    ]
-    return "\n\n".join(paragraphs) + "\n"
+        advice = {
+            "PERMISSION_DENIED": f": ask for permission to edit {name}, or choose another name",
+            "RESOURCE_DOES_NOT_EXIST": ": it was deleted meanwhile; try again",
+            "TEMPORARILY_UNAVAILABLE": f": {START_IT}",
+            "FEATURE_DISABLED": ": set MLFLOW_REGISTRY_URI to a database or a server, or unset it",
+        }.get(error.error_code, "")
+        raise RegistryError(
+            f"the model registry cannot be used ({reason(error)}){advice}"
+        ) from error

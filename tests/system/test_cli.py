@@ -10,6 +10,8 @@ import click
 import mlflow
 import pytest
 from click.testing import CliRunner, Result
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from entrypoints.main import main
 from entrypoints.train import train
@@ -234,6 +236,17 @@ def test_main_registers_nothing_that_was_not_validated(invoke) -> None:
     assert result.exit_code == 0, result.output
     assert "Nothing registered" in result.stdout
     assert mlflow.MlflowClient().search_registered_models() == []
+
+
+def test_main_finishes_where_the_registry_refuses(invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: object, **_keywords: object) -> None:
+        raise MlflowException("Permission denied", error_code=PERMISSION_DENIED)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "create_registered_model", refuse)
+    result = invoke(main, ["--model", "baseline", "--epochs", "1", "--val-size", "200"])
+    assert result.exit_code == 0, result.output
+    assert "Nothing registered: the model registry cannot be used (" in result.stdout
+    assert {run.info.status for run in runs()} == {"FINISHED"}
 
 
 @pytest.mark.parametrize("module", ["main", "train", "compare", "register"])

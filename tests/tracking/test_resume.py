@@ -18,7 +18,7 @@ from fashion.errors import TrackingError
 from fashion.files import FileError
 from fashion.models import catalogue
 from fashion.settings.experiment import Architecture, Recipe
-from fashion.tracking import checkpoint, environment, models, training
+from fashion.tracking import checkpoint, environment, evidence, models, training
 from fashion.tracking.checkpoint import CheckpointError
 from fashion.training import loop
 
@@ -177,7 +177,7 @@ def test_a_run_cut_off_anywhere_is_completed_without_doubles(
     assert len(table) == 10
     assert len(run.outputs.model_outputs) == 1
     assert len(run.inputs.dataset_inputs) == len(whole.inputs.dataset_inputs)
-    models.verify(run, models.load(models.model_uri(run)), small)
+    evidence.measure(run, models.model_uri(run), small)
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt, CutError])
@@ -210,7 +210,7 @@ def test_a_model_that_was_half_logged_is_completed(
     assert {metric.key for metric in model.metrics} >= {"test_loss", "test_accuracy"}
     whole = mlflow.get_run(train_small())
     assert files(run) == files(whole)
-    models.verify(run, models.load(models.model_uri(run)), small)
+    evidence.measure(run, models.model_uri(run), small)
 
 
 def files(run: Run) -> set[str]:

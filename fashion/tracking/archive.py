@@ -1,0 +1,140 @@
+"""Fetch stored models, and load them without running code that they bring along."""
+
+import hashlib
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.environment_variables import (
+    MLFLOW_ALLOW_PICKLE_DESERIALIZATION,
+    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR,
+)
+from mlflow.models import Model
+from torch import nn
+
+from fashion.errors import RegistryError
+from fashion.tracking.store import environment, reason
+
+ARCHIVE = "model.pt2"
+# What `mlflow.pytorch` writes beside or instead of the archive when it pickles a model.
+PICKLED = ("model.pth", "pickle_module_info.txt")
+# The module by which `mlflow models serve` loads the model.
+LOADER = "mlflow.pytorch"
+
+
+@dataclass(frozen=True)
+class Archive:
+    """The files of a stored model in a temporary folder, checked to bring no code along.
+
+    Attributes:
+        uri: where they were fetched from.
+        folder: the folder.
+        program: the file of the torch.export program, which may still be damaged.
+        run_id: the run that logged the model; None if no run did.
+    """
+
+    uri: str
+    folder: Path
+    program: Path
+    run_id: str | None
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the program."""
+        with self.program.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def load(self) -> nn.Module:
+        """Return the model, ready to predict on the CPU.
+
+        Raises:
+            RegistryError: the program is damaged or contains pickles.
+        """
+        refuse_pickle = environment({MLFLOW_ALLOW_PICKLE_DESERIALIZATION.name: "false"})
+        try:
+            with _quiet(logging.getLogger("torch.export")), refuse_pickle:
+                return mlflow.pytorch.load_model(str(self.folder))
+        except Exception as error:  # damaged files raise many types
+            if MLFLOW_ALLOW_PICKLE_DESERIALIZATION.name in str(error):
+                raise _pickled(self.uri) from error
+            raise RegistryError(f"{self.uri} cannot be loaded: {reason(error)}") from error
+
+
+@contextmanager
+def fetched(uri: str) -> Iterator[Archive]:
+    """Fetch a model from the tracking store or the registry; its files are deleted afterwards.
+
+    MLflow's own loader would write into the store, if that is a local folder, and it imports code
+    that a model names before it checks whether the model is pickled.
+
+    Args:
+        uri: for example models:/fashion-mnist-cnn@champion, or models:/m-... for a run's model.
+
+    Raises:
+        RegistryError: the model does not exist, is incomplete, is pickled or brings code along.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            # Without a destination, MLflow uses and changes the files of a local store.
+            with environment({MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.name: "false"}):
+                path = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
+            model = Model.load(str(path))
+            program = _program(uri, path, model.flavors)
+        except RegistryError:
+            raise
+        except Exception as error:  # each store has its own; damaged files raise many types
+            if _names_a_version(uri) and "not found" in str(error):
+                raise RegistryError(
+                    f"{uri} does not exist: {reason(error).rstrip('.')}; register a model first"
+                    " (mlflow run . -e register)"
+                ) from error
+            raise RegistryError(f"{uri} cannot be loaded: {reason(error)}") from error
+        yield Archive(uri, path, program, model.run_id)
+
+
+def _program(uri: str, folder: Path, flavors: Mapping[str, Mapping[str, Any]]) -> Path:
+    """Return the file of the model's program.
+
+    Raises:
+        RegistryError: the model is something else than a program that `mlflow.pytorch` loads.
+    """
+    for name, flavor in flavors.items():
+        module = flavor.get("loader_module", LOADER)
+        if flavor.get("code") or module != LOADER or name not in ("pytorch", "python_function"):
+            raise RegistryError(
+                f"{uri} cannot be loaded: it needs code from outside this project, which can do"
+                " anything"
+            )
+    if "pytorch" not in flavors:
+        raise RegistryError(f"{uri} cannot be loaded: it is not a PyTorch model")
+    data = (folder / flavors["pytorch"]["model_data"]).resolve()
+    if any((data / name).exists() for name in PICKLED):
+        raise _pickled(uri)
+    if not data.is_relative_to(folder.resolve()) or not (data / ARCHIVE).is_file():
+        raise RegistryError(f"{uri} cannot be loaded: its file {ARCHIVE} is missing")
+    return data / ARCHIVE
+
+
+def _pickled(uri: str) -> RegistryError:
+    return RegistryError(
+        f"{uri} cannot be loaded: it is damaged or pickled, and unpickling can run any code"
+    )
+
+
+def _names_a_version(uri: str) -> bool:
+    return uri.startswith("models:/") and not uri.startswith("models:/m-")
+
+
+@contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    """Silence a logger: torch logs a traceback before it raises the same error."""
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

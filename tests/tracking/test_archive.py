@@ -1,0 +1,127 @@
+"""Stored models are read without running what they bring along, or writing to the store."""
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from mlflow.models import infer_signature
+
+from fashion.errors import RegistryError
+from fashion.settings.task import CHAMPION_URI, IMAGE_SHAPE
+from fashion.tracking import models
+from tests.conftest import assert_one_line
+
+EVIL = "import os; os.mkdir(os.environ['EVIL']); from pickle import *"
+
+
+@pytest.fixture
+def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that exists once planted code has run, and the module that makes it beside it."""
+    (tmp_path / "evil_module.py").write_text(EVIL)
+    monkeypatch.setenv("EVIL", str(tmp_path / "evil"))
+    return tmp_path / "evil"
+
+
+def log_linear(**options: object) -> Path:
+    """Log a model; return the folder of its files."""
+    images = torch.rand(2, *IMAGE_SHAPE)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10)).eval()
+    options = {"serialization_format": "pt2", "pip_requirements": ["torch"]} | options
+    if options["serialization_format"] == "pt2":
+        logits = model(images).detach().numpy()
+        options |= {
+            "signature": infer_signature(images.numpy(), logits),
+            "input_example": images.numpy(),
+        }
+    with mlflow.start_run():
+        logged = mlflow.pytorch.log_model(model, name="model", **options)
+    return Path(mlflow.get_logged_model(logged.model_id).artifact_location.removeprefix("file://"))
+
+
+def change(folder: Path, flavor: str, **settings: object) -> None:
+    """Change what the model's description says about a flavour."""
+    described = yaml.safe_load((folder / "MLmodel").read_text())
+    described["flavors"].setdefault(flavor, {}).update(settings)
+    (folder / "MLmodel").write_text(yaml.safe_dump(described))
+
+
+@pytest.mark.parametrize("format_", ["pickle", "pt2"])
+@pytest.mark.usefixtures("store")
+def test_code_that_a_model_brings_along_is_not_run(
+    evil: Path, tmp_path: Path, format_: str
+) -> None:
+    code = [str(tmp_path / "evil_module.py")]
+    folder = log_linear(serialization_format=format_, code_paths=code)
+    (folder / "data" / "pickle_module_info.txt").write_text("evil_module")
+    for command in ("predict", "explore", "export"):
+        arguments = ["--model-uri", str(folder)]
+        arguments += ["--indices", "0"] if command == "predict" else []
+        entry_point = getattr(import_module(f"entrypoints.{command}"), command)
+        message = assert_one_line(CliRunner().invoke(entry_point, arguments))
+        assert "needs code from outside this project" in message
+    assert not evil.exists()
+
+
+@pytest.mark.usefixtures("store")
+def test_a_pickling_module_on_the_path_is_not_imported(
+    evil: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = log_linear(serialization_format="pickle")
+    (folder / "data" / "pickle_module_info.txt").write_text("evil_module")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(RegistryError, match="unpickling can run any code"):
+        models.load(str(folder))
+    assert not evil.exists()
+
+
+@pytest.mark.parametrize(
+    ("flavor", "settings", "said"),
+    [
+        ("python_function", {"loader_module": "evil_module"}, "code from outside"),
+        ("python_function", {"code": "code"}, "code from outside"),
+        ("sklearn", {"pickled_model": "model.pkl"}, "code from outside"),
+        ("pytorch", {"model_data": "../elsewhere"}, "is missing"),
+        ("pytorch", {"model_data": "code"}, "is missing"),
+    ],
+)
+@pytest.mark.usefixtures("store")
+def test_a_model_that_is_more_than_a_program_is_refused(
+    flavor: str, settings: dict[str, str], said: str
+) -> None:
+    folder = log_linear()
+    models.load(str(folder))
+    change(folder, flavor, **settings)
+    with pytest.raises(RegistryError, match=said):
+        models.load(str(folder))
+
+
+def files_below(folder: Path) -> dict[str, int]:
+    """Return the time of the last change of each file and folder, in ns."""
+    return {str(path): path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
+
+
+def test_reading_a_registered_model_writes_nothing_into_the_store(
+    store: Path, train_small: Callable[..., str]
+) -> None:
+    uri = models.model_uri(mlflow.get_run(train_small()))
+    mlflow.register_model(uri, "mine")
+    folder = store / "mlruns"
+    before = files_below(folder)
+    assert any(path.endswith("model.pt2") for path in before)
+    models.load("models:/mine/1")
+    models.rebuild("models:/mine/1")
+    assert files_below(folder) == before
+
+
+@pytest.mark.usefixtures("store")
+def test_where_nothing_is_registered_the_message_says_how_to() -> None:
+    with pytest.raises(RegistryError, match="register a model first"):
+        models.load(CHAMPION_URI)
+    with pytest.raises(RegistryError) as refused:
+        models.load("models:/m-0123456789abcdef0123456789abcdef")
+    assert "register" not in str(refused.value)
