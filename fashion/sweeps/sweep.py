@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import mlflow
 from mlflow.entities import Run
 
+from fashion import advice
 from fashion.data.dataset import FashionMNIST
 from fashion.files import replacing
 from fashion.settings.experiment import Experiment
@@ -94,13 +95,15 @@ def run(
             _begin(parent, options, space, plan, val_size)
         run_id = parent.info.run_id
         storage = storage or str(checkpoint.folder(run_id).parent.absolute())
+        again = advice.command("sweep", resume=run_id)
         try:
             results = tuner.run(parent, space, plan, training, validation, storage, resolve)
         except BaseException:
-            print(f"Interrupted; continue with -P resume={run_id}", file=sys.stderr)
+            with suppress(OSError):  # the terminal may be closed
+                print(f"Interrupted; continue with {again}", file=sys.stderr)
             raise
         best = report.best(results)
-        with store.refusals(f"the results are saved; continue with -P resume={run_id}"):
+        with store.refusals(f"the results are saved; continue with {again}"):
             _log(results, best, space)
     return run_id, best
 

@@ -17,6 +17,7 @@ from mlflow.environment_variables import (
 from mlflow.models import Model
 from torch import nn
 
+from fashion import advice
 from fashion.errors import RegistryError
 from fashion.tracking.store import environment, reason
 
@@ -90,7 +91,7 @@ def fetched(uri: str) -> Iterator[Archive]:
             if _names_a_version(uri) and "not found" in str(error):
                 raise RegistryError(
                     f"{uri} does not exist: {reason(error).rstrip('.')}; register a model first"
-                    " (mlflow run . -e register)"
+                    f" ({advice.command('register')})"
                 ) from error
             raise RegistryError(f"{uri} cannot be loaded: {reason(error)}") from error
         yield Archive(uri, path, program, model.run_id)

@@ -14,6 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils import name_utils
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME
 
+from fashion import advice
 from fashion.errors import TrackingError
 from fashion.tracking import checkpoint
 from fashion.tracking.launcher import (
@@ -92,7 +93,7 @@ def running(
         else:
             with checkpoint.held(opened):
                 yield run
-        with refusals("its results are saved; log them with mlflow run . -e replay"):
+        with refusals(f"its results are saved; log them with {advice.command('replay')}"):
             _end(opened, RunStatus.FINISHED)
     except BaseException as error:
         killed = isinstance(error, KeyboardInterrupt)

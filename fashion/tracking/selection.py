@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.tracking.fluent import _get_experiment_id
 
+from fashion import advice
 from fashion.data.dataset import FashionMNIST
 from fashion.errors import RegistryError, SettingError
 from fashion.settings.comparison import Query
@@ -95,9 +96,10 @@ def _nothing_found(query: Query, champion: Version | None) -> RegistryError:
     runs_of = f"finished {' or '.join(query.models)} run in {_searched(query)}"
     others = _finished(query, sys.maxsize)
     if others.empty:
+        train = advice.command("train", model=next(iter(query.models), "cnn"))
         return RegistryError(
             f"no {runs_of} has logged {query.metric}: train one first, with val_size above 0"
-            " (mlflow run . -e train -P model=cnn), or name another experiment"
+            f" ({train}), or name another experiment"
         )
     images = champion.tags.get("validation_images", "") if champion else ""
     if champion is None or not images or query.metric.startswith("test_"):

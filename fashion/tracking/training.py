@@ -36,7 +36,6 @@ CHANGES_TAG = "resumed_with_changes"
 # Tags of a run that was resumed with another number of epochs, and of the run that this became.
 CONTINUED_TAG = "continued_as"
 CONTINUES_TAG = "continues"
-REPLAY = "the trained model is saved; log it with mlflow run . -e replay"
 
 logger = logging.getLogger(__name__)
 
@@ -324,7 +323,7 @@ def refuse_differences(run_id: str, changes: Sequence[str], allowed: bool) -> No
     if changes and not allowed:
         raise CheckpointError(
             f"run {run_id} would end with other bits: {'; '.join(changes)}. Undo that, or continue"
-            " with --allow-changes (mlflow run: -P allow_changes=true)"
+            " with --allow-changes (for mlflow run: -P allow_changes=true)"
         )
 
 
@@ -390,7 +389,7 @@ def _complete(
         pairs = summary.write_files(
             Path(folder), experiment.model, recipe.seed, history, dataset.test, test, calibration
         )
-        with store.refusals(REPLAY):
+        with store.refusals(f"the trained model is saved; log it with {advice.command('replay')}"):
             _log_epochs(epochs, logged)
             model_id = log_model(run, model, dataset.test, test)
             mlflow.log_metrics(final, model_id=model_id, timestamp=at["timestamp"])
