@@ -64,7 +64,10 @@ def _absolute(_context: click.Context, _option: click.Parameter, storage: str) -
 def sweep(context: click.Context, resume: str, data_dir: str, **options: Any) -> None:
     """Train many configurations, compare them on validation data, and report the best."""
     if find_spec("ray") is None or find_spec("optuna") is None:
-        raise click.ClickException("a sweep needs Ray and Optuna: uv sync --extra sweep")
+        raise click.ClickException(
+            "a sweep needs Ray and Optuna, which the environments that mlflow run builds lack:"
+            " uv sync --extra sweep, and --env-manager local"
+        )
     if resume:
         _refuse_others(context, options)
     else:

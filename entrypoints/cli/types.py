@@ -31,6 +31,17 @@ class RunToResume(click.ParamType):
         return found[0]
 
 
+class RunId(click.ParamType):
+    """The id of a run."""
+
+    name = "run"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not re.fullmatch("|[0-9a-f]{32}", value):
+            self.fail(f"{value!r} is not the id of a run, of 32 characters.", param, ctx)
+        return value
+
+
 class UserPath(click.ParamType):
     """A path, in which ~ stands for the home folder: `mlflow run -P` passes it on unexpanded."""
 

@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ def held(run_id: str) -> Iterator[None]:
             shutil.rmtree(leftover, ignore_errors=True)
     except Timeout as error:
         raise CheckpointError(
-            f"run {run_id} is in use by another process: wait until it has ended"
+            f"run {run_id} is in use by another process: wait until it has ended; if it ran on a"
+            f" machine that is gone, delete {lock.lock_file}"
         ) from error
     except OSError as error:
         raise FileError(f"cannot write {directory}: {error.strerror or error}") from error
@@ -119,6 +121,11 @@ def unfinished() -> list[str]:
         if RUN_ID.fullmatch(path.name)
     }
     return sorted(written, key=written.__getitem__, reverse=True)
+
+
+def written_at(run_id: str) -> datetime:
+    """Return when a run's folder was last written, in local time."""
+    return datetime.fromtimestamp(folder(run_id).stat().st_mtime).astimezone()
 
 
 def exists(run_id: str) -> bool:

@@ -12,7 +12,11 @@ from mlflow.entities import Run, RunStatus
 from mlflow.environment_variables import MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT
 from mlflow.exceptions import MlflowException
 from mlflow.utils import name_utils
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_PARENT_RUN_ID,
+    MLFLOW_PROJECT_ENTRY_POINT,
+    MLFLOW_SOURCE_NAME,
+)
 
 from fashion import advice
 from fashion.errors import TrackingError
@@ -149,13 +153,6 @@ def _end(run_id: str, status: int) -> None:
             MlflowClient().set_terminated(run_id, name)
 
 
-@contextmanager
-def group(name: str, system_metrics: bool = False) -> Iterator[str]:
-    """Open a parent run for the training runs of one comparison; yield its id."""
-    with running(name=name, system_metrics=system_metrics) as run:
-        yield run.info.run_id
-
-
 def present(run_id: str) -> Run | None:
     """Return a run, or None if the tracking store does not have it or it was deleted."""
     try:
@@ -195,6 +192,47 @@ def close_stale() -> list[str]:
             if run is not None and checkpoint.is_empty(run_id):
                 checkpoint.forget(run_id)
     return closed
+
+
+def close(run_id: str) -> None:
+    """Mark a RUNNING run as KILLED, whatever its process does.
+
+    Raises:
+        TrackingError: the tracking store has no such run, or it is not RUNNING.
+        CheckpointError: a process on this machine uses it.
+    """
+    with refusals(START_IT):
+        run = present(run_id)
+    if run is None:
+        raise TrackingError(f"this tracking store has no run {run_id}")
+    if run.info.status != RunStatus.to_string(RunStatus.RUNNING):
+        raise TrackingError(f"run {run_id} is not RUNNING but {run.info.status}")
+    with checkpoint.held(run_id), refusals(START_IT):
+        MlflowClient().set_tag(run_id, FAILURE_TAG, "closed by hand")
+        _end(run_id, RunStatus.KILLED)
+    if checkpoint.is_empty(run_id):
+        checkpoint.forget(run_id)
+
+
+def unstarted() -> list[str]:
+    """Return the RUNNING runs that `mlflow run` has opened and that no entry point has begun.
+
+    Either their environment is being built, or that has failed. They may be another machine's.
+    """
+    found = mlflow.search_runs(
+        search_all_experiments=True,
+        filter_string="attributes.status = 'RUNNING'",
+        output_format="list",
+    )
+    return [
+        run.info.run_id
+        for run in found
+        if MLFLOW_PROJECT_ENTRY_POINT in run.data.tags
+        and not run.data.tags.keys() & {MODEL_TAG, MLFLOW_PARENT_RUN_ID}
+        and not run.data.metrics
+        and run.info.run_id != unopened_run()
+        and not checkpoint.folder(run.info.run_id).exists()
+    ]
 
 
 def children(parent: Run, condition: str) -> list[Run]:

@@ -4,16 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
-import numpy as np
 import pytest
 from click.testing import CliRunner
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
+from entrypoints.close import close as close_command
 from entrypoints.train import train as train_command
 from fashion.errors import TrackingError
-from fashion.tracking import records, runs
+from fashion.tracking import checkpoint, runs
 from tests.conftest import assert_one_line
 
 
@@ -119,13 +119,25 @@ def test_a_store_that_takes_no_artifacts_is_said_before_training(
     assert run.info.status == "FAILED"
 
 
-def test_the_spread_of_seeds_of_which_one_diverged_is_unknown(store: Path) -> None:
-    children = []
-    with runs.running():
-        for value in (np.nan, 0.30, 0.32):
-            with runs.running(nested=True) as run:
-                mlflow.log_metrics({"val_accuracy": value, "train_seconds": 1.0})
-            children.append(run.info.run_id)
-        spread = records.log_spread(children)
-    assert np.isnan(spread["val_accuracy"]).all()
-    assert spread["train_seconds"] == (1.0, 0.0)
+def test_a_run_that_never_began_is_named_and_can_be_closed(store: Path) -> None:
+    experiment = mlflow.get_experiment_by_name("test").experiment_id
+    tags = {"mlflow.project.entryPoint": "train"}
+    run_id = MlflowClient().create_run(experiment, tags=tags).info.run_id
+    named = CliRunner().invoke(close_command).stdout
+    assert named.startswith(f"{run_id}: opened by mlflow run, but not begun")
+    (*_, option, value) = named.split()
+    assert CliRunner().invoke(close_command, [option, value]).stdout == f"{run_id}: closed\n"
+    assert mlflow.get_run(run_id).info.status == "KILLED"
+    assert CliRunner().invoke(close_command).stdout == ""
+    again = assert_one_line(CliRunner().invoke(close_command, [option, value]))
+    assert "is not RUNNING but KILLED" in again
+
+
+def test_what_is_kept_of_runs_is_listed_and_forgotten(store: Path) -> None:
+    run_id = "0123456789abcdef" * 2
+    with checkpoint.held(run_id):
+        checkpoint.save(run_id, {"epochs": []})
+    kept = CliRunner().invoke(close_command, ["--kept"]).stdout
+    assert kept.endswith(f"  python -m entrypoints.train --resume {run_id}\n")
+    assert CliRunner().invoke(close_command, ["--forget", run_id[:8]]).exit_code == 0
+    assert CliRunner().invoke(close_command, ["--kept"]).stdout == ""

@@ -230,10 +230,11 @@ def test_without_validation_nothing_is_selected_on(train_small: Callable[..., st
 
 def test_children_belong_to_their_group(store: object, small: FashionMNIST) -> None:
     experiment = Experiment("baseline", Architecture(), 200, "cpu", Recipe(epochs=1))
-    with runs.group("lab") as parent:
+    with runs.running(name="lab") as parent:
         child = training.train(experiment, small, nested=True)
-    assert mlflow.get_run(child).data.tags["mlflow.parentRunId"] == parent
-    assert mlflow.get_run(parent).info.status == "FINISHED"
+    parent_id = parent.info.run_id
+    assert mlflow.get_run(child).data.tags["mlflow.parentRunId"] == parent_id
+    assert mlflow.get_run(parent_id).info.status == "FINISHED"
 
 
 def test_a_run_opened_by_mlflow_run_is_continued_whatever_the_spelling_of_its_parameters(
@@ -298,11 +299,11 @@ def test_a_diverged_seed_leaves_no_mean(store: object) -> None:
         children.append(client.create_run(experiment_id).info.run_id)
         client.log_metric(children[-1], "test_loss", loss)
         client.log_metric(children[-1], "test_accuracy", accuracy)
-    with runs.group("seeds") as parent:
+    with runs.running(name="seeds") as parent:
         spread = records.log_spread(children)
     assert math.isnan(spread["test_loss"][0])
     assert math.isnan(spread["test_loss"][1])
     assert spread["test_accuracy"] == pytest.approx((0.6, 0.4359), abs=1e-4)
-    logged = mlflow.get_run(parent).data.metrics
+    logged = mlflow.get_run(parent.info.run_id).data.metrics
     assert math.isnan(logged["test_loss_mean"])
     assert math.isnan(logged["test_loss_std"])
