@@ -112,9 +112,7 @@ def interruptible() -> Iterator[Interruption]:
     """Turn SIGINT, SIGTERM and SIGHUP into one KeyboardInterrupt during the block."""
     global _current
     interruption = Interruption()
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, "SIGHUP"):  # not on Windows
-        numbers.append(signal.SIGHUP)
+    numbers = _signals()
     handlers = {}
     if threading.current_thread() is threading.main_thread():  # others cannot set signal handlers
         # Keep signals ignored that nohup or a shell ignores for a background process.
@@ -136,6 +134,8 @@ def interruptible() -> Iterator[Interruption]:
     for number in handlers:
         signal.signal(number, interruption.handle)
     try:
+        if handlers and hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
         yield interruption
     finally:
         interruption.end()
@@ -143,6 +143,19 @@ def interruptible() -> Iterator[Interruption]:
             signal.signal(number, handler)
         sys.unraisablehook = hook
         _current = outer
+
+
+def block() -> None:
+    """Let signals wait until `interruptible` begins."""
+    if hasattr(signal, "pthread_sigmask"):  # not on Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, _signals())
+
+
+def _signals() -> list[signal.Signals]:
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP"):  # not on Windows
+        numbers.append(signal.SIGHUP)
+    return numbers
 
 
 def begin_deferral(*_: Any) -> None:
@@ -168,5 +181,13 @@ def deferred() -> Iterator[None]:
 
 
 def _is_importing(frame: FrameType | None) -> bool:
-    """Return whether an import is in progress, whose lock would never be released."""
-    return frame is not None and frame.f_globals.get("__name__") == "importlib._bootstrap"
+    """Return whether an import is in progress.
+
+    Interrupted, its lock might never be released, and modules such as numpy's answer with errors of
+    their own.
+    """
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "importlib._bootstrap":
+            return True
+        frame = frame.f_back
+    return False

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import mlflow
+import psutil
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -116,7 +117,22 @@ def test_a_signal_ends_the_run_as_killed(start: Start, number: signal.Signals) -
     assert checkpoint.load(run.info.run_id)["epochs"]
 
 
-def test_ctrl_c_at_mlflow_run_ends_the_run_as_killed(store: Path, dataset: FashionMNIST) -> None:
+def wait_for_imports(launcher: subprocess.Popen[str]) -> None:
+    """Wait until the entry point that `mlflow run` has started imports torch."""
+    deadline = time.monotonic() + HANG_SECONDS
+    while time.monotonic() < deadline:
+        for child in psutil.Process(launcher.pid).children(recursive=True):
+            with suppress(psutil.Error):
+                if any("libtorch" in each.path for each in child.memory_maps()):
+                    return
+        time.sleep(0.01)
+    raise AssertionError("no entry point was started")
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_ctrl_c_at_mlflow_run_ends_the_run_as_killed(
+    store: Path, dataset: FashionMNIST, early: bool
+) -> None:
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "mlflow", "run", str(ROOT), "-e", "train"),
@@ -130,7 +146,10 @@ def test_ctrl_c_at_mlflow_run_ends_the_run_as_killed(store: Path, dataset: Fashi
         text=True,
         start_new_session=True,
     )
-    wait_for(process, "epoch 2/")
+    if early:
+        wait_for_imports(process)
+    else:
+        wait_for(process, "epoch 2/")
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     process.communicate(timeout=HANG_SECONDS)
     # `mlflow run` has said FAILED; our last word takes a moment.
