@@ -35,13 +35,14 @@ def tolerant_streams() -> Iterator[None]:
     try:
         yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
         sys.stdout, sys.stderr = before
 
 
 def _tolerant(stream: TextIO) -> TextIO:
-    if not isinstance(stream, io.TextIOWrapper):
+    if not isinstance(stream, io.TextIOWrapper):  # None in a process without streams
         return stream
     try:
         number = stream.fileno()

@@ -138,7 +138,7 @@ def refusals(remedy: str) -> Iterator[None]:
 
 # What the user can do where the store could be reached; by a part of the error's message.
 ADVICE = {
-    "deleted state": "restore it (mlflow experiments restore), or set MLFLOW_EXPERIMENT_NAME to"
+    "state is deleted": "restore it (mlflow experiments restore), or set MLFLOW_EXPERIMENT_NAME to"
     " another one",
     "readonly database": "make the file and its folder writable, or set MLFLOW_TRACKING_URI",
     "error code 403": "ask its administrator for permission",

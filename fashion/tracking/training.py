@@ -225,6 +225,7 @@ def print_advice(entry_point: str, run_id: str) -> None:
     processes = distributed.world_size()
     several = {"nproc": processes} if processes > 1 else {}
     with suppress(OSError):  # the terminal may be closed
+        sys.stdout.flush()  # a line that was interrupted comes first
         again = advice.command(entry_point, **several, resume=run_id)
         print(f"Interrupted; continue with {again}", file=sys.stderr)
 

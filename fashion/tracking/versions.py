@@ -86,6 +86,9 @@ def of_run(client: MlflowClient, name: str, run: Run, uri: str) -> Version | Non
 
 def by_alias(client: MlflowClient, name: str, alias: str) -> Version | None:
     """Return the version with an alias, if any."""
+    # A server with accounts answers 403 for a model that does not exist.
+    if not client.search_registered_models(f"name = '{name}'", max_results=1):
+        return None
     try:
         return _from_mlflow(client.get_model_version_by_alias(name, alias))
     except MlflowException as error:

@@ -128,7 +128,8 @@ def test_missing_files_are_put_into_the_chosen_directory(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "DEBIAN_DIR", files)
-    target = tmp_path / "deep" / "cache"
+    target = tmp_path / "chosen"
+    target.mkdir()
     load_dataset(target)
     assert sorted(path.name for path in target.iterdir()) == sorted(FILES)
 
@@ -175,6 +176,7 @@ def test_torchvisions_download_fills_the_directory_and_shows_progress(
         monkeypatch.setattr(
             TorchvisionFashionMNIST, "resources", [(f"{name}.gz", None) for name in FILES]
         )
+        (tmp_path / "target").mkdir()
         loaded = load_dataset(tmp_path / "target")
     finally:
         server.shutdown()
@@ -192,19 +194,20 @@ def test_without_any_source_the_error_names_them_all(
     monkeypatch.setattr(download, "DEBIAN_DIR", tmp_path / "nowhere")
     monkeypatch.setattr(TorchvisionFashionMNIST, "mirrors", ["http://127.0.0.1:9/"])
     monkeypatch.setenv("PATH", "")
+    (tmp_path / "target").mkdir()
     with pytest.raises(DataError, match=r"apt-get.*--data-dir") as caught:
         load_dataset(tmp_path / "target")
     assert "\n" not in str(caught.value)
     assert list((tmp_path / "target").iterdir()) == []
 
 
-def test_a_directory_that_cannot_be_made_is_named(
+def test_a_mistyped_directory_is_named_and_not_made(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "DEBIAN_DIR", files)
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(DataError, match=str(tmp_path / "file")):
-        load_dataset(tmp_path / "file" / "data")
+    with pytest.raises(DataError, match=f"{tmp_path}/typo does not exist"):
+        load_dataset(tmp_path / "typo")
+    assert not (tmp_path / "typo").exists()
 
 
 def _fill_and_count(debian_dir: Path, target: Path, barrier) -> None:
@@ -217,6 +220,7 @@ def test_two_processes_filling_one_cache_both_succeed(files: Path, tmp_path: Pat
     spawn = multiprocessing.get_context("spawn")
     barrier = spawn.Barrier(2)
     target = tmp_path / "cache"
+    target.mkdir()
     processes = [
         spawn.Process(target=_fill_and_count, args=(files, target, barrier)) for _ in range(2)
     ]

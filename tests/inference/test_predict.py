@@ -417,7 +417,7 @@ def colours(path: Path) -> set[tuple[int, ...]]:
         return {colour for _, colour in figure.convert("RGB").getcolors(2**24)}
 
 
-GREEN, RED = (44, 160, 44), (214, 39, 40)
+GREEN, RED = (0, 122, 90), (192, 57, 43)
 
 
 def test_the_figure_tells_right_from_wrong_by_colour(tmp_path: Path) -> None:
@@ -586,7 +586,8 @@ def test_mistyped_options_are_refused_before_a_model_is_loaded(
 def test_a_model_that_does_not_exist_is_one_line(store: Path) -> None:
     result = CliRunner().invoke(command, ["--indices", "0"])
     assert result.exit_code == 1
-    assert result.stderr.startswith("Error: models:/fashion-mnist-cnn@champion cannot be loaded")
+    assert result.stderr.startswith("Error: models:/fashion-mnist-cnn@champion does not exist")
+    assert "register a model first" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 

@@ -144,10 +144,10 @@ def test_an_unwritable_data_directory_is_one_line(
     store: Path, dataset: FashionMNIST, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "DEBIAN_DIR", dataset.directory)
-    result = CliRunner().invoke(train, ["--data-dir", "/proc/nowhere"])
+    result = CliRunner().invoke(train, ["--data-dir", "/proc"])
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: cannot")
-    assert "/proc/nowhere" in result.stderr
+    assert "/proc" in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert runs() == []
 

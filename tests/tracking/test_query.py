@@ -336,7 +336,7 @@ def test_a_number_in_another_spelling_is_the_same_setting() -> None:
 # What repetitions of one experiment may differ in.
 MAY_DIFFER = {
     *("seed", "preset", "tta", "kernels", "device", "device_name", "threads", "python_version"),
-    "num_parameters",
+    *("num_parameters", "cpu_capability"),
 }
 
 
