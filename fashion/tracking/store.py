@@ -31,6 +31,11 @@ LOCK_SECONDS = 120
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 REMARKS = ("(raised as a result of Query-invoked autoflush", "[SQL:", "[parameters:", "(Background")
 REASON_CHARACTERS = 400
+# A parameter of an address whose value is secret; a quotation mark after the address is not part of
+# it.
+SECRET = re.compile(
+    r"([?&][^=&\s]*(?:password|passwd|pwd|token|secret|key)=)[^&\s]*?(?=['\"]?(?:[&\s]|$))", re.I
+)
 
 logger = logging.getLogger(__name__)
 
@@ -206,5 +211,9 @@ def _move_credentials_to_environment() -> None:
 
 def without_credentials(text: str) -> str:
     """Replace user name, password and secret parameters in each URL by asterisks."""
-    text = re.sub(r"://[^\s'\"]*@", "://***@", text)
-    return re.sub(r"(?i)([?&](?:password|passwd|pwd|token|secret)=)[^&\s'\"]*", r"\1***", text)
+    # Of the store's own address the limits are known, whatever characters are between them.
+    account = re.search(r"://(.+)@", mlflow.get_tracking_uri())
+    if account:
+        text = text.replace(f"{account[1]}@", "***@")
+    text = re.sub(r"://\S*@", "://***@", text)
+    return re.sub(SECRET, r"\1***", text)

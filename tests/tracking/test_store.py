@@ -27,7 +27,9 @@ from tests.conftest import assert_one_line
         "postgresql://me:hun/ter@db/runs",
         "postgresql+psycopg://me:hun@ter@db:5432/runs",
         "postgresql://db/runs?user=me&password=hun/ter",
+        "postgresql://db/runs?sslpassword=hun'ter&access_token=hunter",
         "https://:hunter@db",
+        "postgresql://me:hun'ter@db/runs",
     ],
 )
 def test_no_password_is_shown(uri: str) -> None:
@@ -36,6 +38,12 @@ def test_no_password_is_shown(uri: str) -> None:
     assert shown.startswith("cannot connect to '")
     assert shown.endswith("' now")
     assert "db" in shown
+
+
+def test_a_password_with_a_space_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = "postgresql://me:hun ter@db/runs"
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: uri)
+    assert without_credentials(f"no route to {uri}") == "no route to postgresql://***@db/runs"
 
 
 @pytest.mark.parametrize(
