@@ -181,13 +181,16 @@ def deferred() -> Iterator[None]:
 
 
 def _is_importing(frame: FrameType | None) -> bool:
-    """Return whether an import is in progress.
+    """Return whether interrupting an import here could do harm.
 
-    Interrupted, its lock might never be released, and modules such as numpy's answer with errors of
-    their own.
+    Its lock might never be released; and a module that is interrupted while it is executed, such as
+    numpy's, may answer with an error of its own.
     """
+    top = frame
     while frame is not None:
-        if frame.f_globals.get("__name__") == "importlib._bootstrap":
+        if frame.f_globals.get("__name__") == "importlib._bootstrap" and (
+            frame is top or frame.f_code.co_name == "_load_unlocked"
+        ):
             return True
         frame = frame.f_back
     return False
