@@ -13,11 +13,12 @@ from typing import Any
 
 import mlflow
 import pytest
-from click.testing import Result
+from click.testing import CliRunner, Result
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from deploy import server
+from fashion.data import dataset as dataset_module
 from fashion.data.dataset import FashionMNIST, Subset, load_dataset
 from fashion.settings.experiment import Architecture, Experiment, Recipe
 from fashion.tracking import training
@@ -141,6 +142,15 @@ def train_small(store: Path, small: FashionMNIST) -> Callable[..., str]:
         return training.train(experiment, small)
 
     return train
+
+
+@pytest.fixture
+def invoke(
+    store: Path, small: FashionMNIST, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Result]:
+    """Return a function that runs a command in this process, on the small dataset."""
+    monkeypatch.setattr(dataset_module, "load_dataset", lambda _: small)
+    return CliRunner().invoke
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fashion.errors import DataError
-from fashion.files import cache_dir, expanded
+from fashion.files import INCOMING, cache_dir, expanded
 
 DEBIAN_DIR = Path("/usr/share/datasets/fashion-mnist")
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
@@ -111,7 +111,7 @@ def _fill(directory: Path) -> None:
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory, prefix=".incoming-") as incoming:
+        with tempfile.TemporaryDirectory(dir=directory, prefix=INCOMING) as incoming:
             source = _fetch(Path(incoming))
             for name in _missing(directory):
                 verified = Path(incoming, f"{name}.verified")

@@ -1,9 +1,8 @@
 """Run a sweep as an MLflow run with its trials as children, and resume interrupted sweeps."""
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from fashion.sweeps.plan import Plan, Space
 from fashion.sweeps.trials import TrialResult
 from fashion.sweeps.tuner import Resolve
 from fashion.tracking import checkpoint, runs, store
+from fashion.tracking import training as training_runs
 from fashion.tracking.checkpoint import CheckpointError
 
 
@@ -95,14 +95,13 @@ def run(
             _begin(parent, options, space, plan, val_size)
         run_id = parent.info.run_id
         storage = storage or str(checkpoint.folder(run_id).parent.absolute())
-        again = advice.command("sweep", resume=run_id)
         try:
             results = tuner.run(parent, space, plan, training, validation, storage, resolve)
         except BaseException:
-            with suppress(OSError):  # the terminal may be closed
-                print(f"Interrupted; continue with {again}", file=sys.stderr)
+            training_runs.print_advice("sweep", run_id)
             raise
         best = report.best(results)
+        again = advice.command("sweep", resume=run_id)
         with store.refusals(f"the results are saved; continue with {again}"):
             _log(results, best, space)
     return run_id, best

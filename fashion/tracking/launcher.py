@@ -56,7 +56,6 @@ def restore_killed_later(run_id: str) -> None:
 
 
 def _restore_killed(run_id: str, launcher_pid: int) -> None:
-
     with suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
         psutil.Process(launcher_pid).wait(EXIT_SECONDS)
 

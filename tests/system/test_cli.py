@@ -9,28 +9,18 @@ from pathlib import Path
 import click
 import mlflow
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from entrypoints.main import main
 from entrypoints.train import train
-from fashion.data import dataset as dataset_module
 from fashion.data import download
 from fashion.data.dataset import FashionMNIST
 from fashion.models import catalogue
 from fashion.settings.experiment import Experiment
 from fashion.settings.presets import PRESETS
 from tests.conftest import ROOT
-
-
-@pytest.fixture
-def invoke(
-    store: Path, small: FashionMNIST, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Result]:
-    """Return a function that runs a command in this process, on the small dataset."""
-    monkeypatch.setattr(dataset_module, "load_dataset", lambda _: small)
-    return CliRunner().invoke
 
 
 def runs() -> list[mlflow.entities.Run]:

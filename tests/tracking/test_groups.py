@@ -2,35 +2,23 @@
 
 import shlex
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import click
 import mlflow
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from mlflow.entities import Run
 
 from entrypoints.close import close
 from entrypoints.main import main
 from entrypoints.train import train
-from fashion.data import dataset as dataset_module
-from fashion.data.dataset import FashionMNIST
 from fashion.tracking import checkpoint
 from fashion.training import loop
 from tests.conftest import assert_one_line
 
 SETTINGS = ("--epochs", "1", "--val-size", "200", "--batch-size", "100")
 SEEDS = ("--model", "baseline", *SETTINGS, "--seeds", "3")
-
-
-@pytest.fixture
-def invoke(
-    store: Path, small: FashionMNIST, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Result]:
-    """Return a function that runs a command in this process, on the small dataset."""
-    monkeypatch.setattr(dataset_module, "load_dataset", lambda _: small)
-    return CliRunner().invoke
 
 
 @pytest.fixture
