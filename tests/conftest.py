@@ -18,11 +18,13 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from deploy import server
+from fashion.analysis import summary
 from fashion.data import dataset as dataset_module
 from fashion.data.dataset import FashionMNIST, Subset, load_dataset
 from fashion.settings.experiment import Architecture, Experiment, Recipe
 from fashion.tracking import training
 from fashion.training.kernels.compile import KernelError, library
+from tests.blank import BlankFigures
 from tests.processes import Process
 
 ROOT = Path(__file__).parent.parent
@@ -88,6 +90,14 @@ def small(dataset: FashionMNIST) -> FashionMNIST:
 def head(subset: Subset, size: int) -> Subset:
     """Return the first images of a subset."""
     return Subset(subset.name, subset.images[:size], subset.labels[:size], subset.digest)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _blank_figures() -> Iterator[None]:
+    """Trainings draw no figures, neither here nor in forked processes; test_training.py's do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(summary, "figures", BlankFigures())
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,10 @@
 
 import json
 import math
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from io import StringIO
+from pathlib import Path
 
 import mlflow
 import pandas as pd
@@ -13,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
 
-from fashion.analysis import tables
+from fashion.analysis import figures, summary, tables
 from fashion.data.dataset import FashionMNIST, to_float
 from fashion.errors import TrackingError
 from fashion.models import catalogue
@@ -24,9 +26,36 @@ from fashion.tracking.store import connect
 from fashion.training import evaluation, loop
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _drawn_figures() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(summary, "figures", figures)
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(
+    _empty_store: Path, small: FashionMNIST, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A database with one run."""
+    folder = tmp_path_factory.mktemp("trained")
+    path = shutil.copy(_empty_store, folder / "mlflow.db")
+    mlflow.set_tracking_uri(f"sqlite:///{path}")
+    mlflow.create_experiment("trained", artifact_location=str(folder / "artifacts"))
+    mlflow.set_experiment("trained")
+    experiment = Experiment(
+        "baseline", Architecture(), 200, "cpu", Recipe(epochs=2, batch_size=32, lr=0.1, seed=42)
+    )
+    training.train(experiment, small)
+    return path
+
+
 @pytest.fixture
-def run(train_small: Callable[..., str]) -> Run:
-    return mlflow.get_run(train_small("baseline", epochs=2))
+def run(trained: Path, store: Path) -> Run:
+    """A run for tests that only read it, in a database of their own."""
+    mlflow.set_tracking_uri(f"sqlite:///{shutil.copy(trained, store / 'trained.db')}")
+    (run,) = mlflow.search_runs(experiment_names=["trained"], output_format="list")
+    return run
 
 
 def artifact(run: Run, name: str) -> str:
