@@ -65,7 +65,7 @@ def test_kill_at_random_moments_loses_nothing(
     start: Start, command: Callable, store: Path, rounds: int
 ) -> None:
     """kill -9, `rounds` times; runs end with the weights of one that was left alone."""
-    settings = (*BASELINE, "--epochs", "12")
+    settings = (*BASELINE, "--epochs", "12", "--batch-size", "64")
     assert command(*settings).returncode == 0
     undisturbed = the_run()
     duration = (undisturbed.info.end_time - undisturbed.info.start_time) / 1000
@@ -240,15 +240,15 @@ def server(store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     server.stop()
 
 
-def test_a_server_that_is_down_is_said_before_training(start: Start, server: Server) -> None:
-    server.stop()
-    output = start(*BASELINE).communicate()
-    assert output.startswith(f"Error: the tracking store {server.uri} cannot be used")
+def test_a_server_that_is_down_is_said_before_training(start: Start, store: Path) -> None:
+    uri = Server(store).uri
+    output = start(*BASELINE, env={**os.environ, "MLFLOW_TRACKING_URI": uri}).communicate()
+    assert output.startswith(f"Error: the tracking store {uri} cannot be used")
     assert len(output.splitlines()) == 1
 
 
 def test_training_outlives_a_server_that_comes_back(start: Start, server: Server) -> None:
-    process = start(*BASELINE, "--epochs", "60")
+    process = start(*BASELINE, "--epochs", "60", "--batch-size", "64")
     wait_for(process, "epoch 2/")
     server.stop()
     wait_for(process, "training continues")

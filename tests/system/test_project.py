@@ -7,6 +7,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import matplotlib
 import mlflow
 import pytest
 import yaml
@@ -126,7 +127,12 @@ def mlflow_run(
 
 
 @pytest.mark.parametrize(
-    "env_manager", ["local", pytest.param("uv", marks=pytest.mark.environment)]
+    "env_manager",
+    # What test_shared_server.py does is `local` too.
+    [
+        pytest.param("local", marks=pytest.mark.slow),
+        pytest.param("uv", marks=pytest.mark.environment),
+    ],
 )
 def test_mlflow_run_trains(store: Path, dataset: FashionMNIST, env_manager: str) -> None:
     done = mlflow_run(
@@ -159,9 +165,7 @@ def test_mlflow_run_with_a_bad_parameter_fails_in_one_line(
     assert run.info.status == "FAILED"
 
 
-def test_no_module_has_side_effects_on_import(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_no_module_has_side_effects_on_import(tmp_path: Path) -> None:
     modules = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for path in (ROOT / "fashion").rglob("[!_]*.py")
@@ -172,8 +176,8 @@ def test_no_module_has_side_effects_on_import(
         env={
             **os.environ,
             "HOME": str(tmp_path),
-            # matplotlib caches the system's fonts where it is told to.
-            "MPLCONFIGDIR": str(tmp_path_factory.mktemp("matplotlib")),
+            # matplotlib caches the system's fonts where it is told to: here they are known.
+            "MPLCONFIGDIR": matplotlib.get_cachedir(),
         },
         cwd=tmp_path,
         capture_output=True,
