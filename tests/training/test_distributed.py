@@ -131,10 +131,10 @@ def assert_one_run_of_two(run: Run, epochs: int) -> None:
 def test_stopped_together_they_go_on_together_as_one_run_for_each_seed(
     start: Callable[..., Process], command: Callable[..., Any], seeds: int
 ) -> None:
-    settings = ("--model=baseline", "--epochs=8", "--batch-size=512", "--augment=flip")
+    settings = ("--model=baseline", "--epochs=5", "--batch-size=512", "--augment=flip")
     process = start("train", *settings, f"--seeds={seeds}", "--nproc=2")
     for line in process.stdout:
-        if "epoch 2/" in line:
+        if "epoch 1/" in line:
             break
     process.send_signal(signal.SIGTERM)
     output = process.communicate()
@@ -153,11 +153,11 @@ def test_stopped_together_they_go_on_together_as_one_run_for_each_seed(
     trained = [run for run in found if "seed" in run.data.params]
     assert [run.data.params["seed"] for run in trained] == ["42", "43"][:seeds]
     for run in trained:
-        assert_one_run_of_two(run, epochs=8)
+        assert_one_run_of_two(run, epochs=5)
         assert run.data.metrics["test_accuracy"] > 0.7
     assert len(found) == (seeds + 1 if seeds > 1 else 1)
     assert found[0].info.status == "FINISHED"
-    assert done.stdout.count("epoch 8/8") == seeds
+    assert done.stdout.count("epoch 5/5") == seeds
     assert done.stdout.splitlines()[-1] == f"Logged as run {found[0].info.run_id}"
     assert done.stderr == ""
 
