@@ -4,6 +4,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from io import StringIO
@@ -269,9 +270,13 @@ def test_no_cluster_is_one_line_before_a_run_is_opened(
     assert mlflow.search_runs(output_format="list") == []
 
 
-def test_without_ray_the_extra_is_named(space_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entry_point, "find_spec", lambda _: None)
-    assert "uv sync --extra sweep" in assert_one_line(invoke("--space", "space.yaml"))
+def test_without_ray_its_installation_is_named(
+    space_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    error = assert_one_line(invoke("--space", "space.yaml"))
+    assert error.startswith("Error: ray not installed: ")
+    assert error.rstrip().endswith("uv sync --inexact --only-group sweep")
 
 
 def test_there_is_no_sweep_to_go_on_with(store: Path) -> None:
