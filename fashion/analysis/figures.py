@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, precision_recall_curve
 from torch import Tensor
 
+from fashion.analysis.paired import wilson
 from fashion.analysis.style import (
     COLORS,
     NEUTRAL,
@@ -151,7 +151,7 @@ def reliability_diagram(calibration: pd.DataFrame, title: str) -> Figure:
     upper.bar(middles, calibration["accuracy"], 0.92 * width, label="accuracy")
     filled = calibration[calibration["images"] > 0]
     intervals = [
-        binomtest(round(accuracy * images), images).proportion_ci(method="wilson")
+        wilson(round(accuracy * images), images)
         for accuracy, images in zip(filled["accuracy"], filled["images"], strict=True)
     ]
     upper.vlines(

@@ -18,7 +18,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 from torch import nn
 
 from fashion import advice
-from fashion.analysis import summary, tables
+from fashion.analysis import predictions, summary, tables
+from fashion.analysis.predictions import Predictions
 from fashion.data.dataset import FashionMNIST, Subset
 from fashion.errors import SettingError
 from fashion.settings.experiment import Experiment, Recipe
@@ -362,11 +363,8 @@ def _complete(
     logged = _fit(run, record, model, training, validation, recipe)
 
     epochs = record["epochs"]
-    history = pd.DataFrame([epoch["metrics"] for epoch in epochs], range(1, len(epochs) + 1))
-    # The epoch whose weights the model has now.
-    final_epoch = history.index[-1]
-    if recipe.patience:
-        final_epoch = history["val_loss"].fillna(math.inf).idxmin()
+    history = _history(epochs)
+    final_epoch = _final_epoch(history, recipe)
     train_seconds = sum(epoch["seconds"] for epoch in epochs)
     # Test the model as it will be loaded: on the CPU, with PyTorch's kernels.
     model.to("cpu")
@@ -390,6 +388,10 @@ def _complete(
         pairs = summary.write_files(
             Path(folder), experiment.model, recipe.seed, history, dataset.test, test, calibration
         )
+        answers = {"test": predictions.of(dataset.test, test)}
+        if "validation" in record:
+            answers["validation"] = Predictions(**record["validation"])
+        predictions.write(Path(folder, predictions.FILE), answers)
         with store.refusals(f"the trained model is saved; log it with {advice.command('replay')}"):
             _log_epochs(epochs, logged)
             model_id = log_model(run, model, dataset.test, test)
@@ -428,6 +430,9 @@ def _fit(
     for epoch in loop.train(model, training, recipe, validation, record["state"]):
         epochs.append(epoch.summary())
         record["state"] = epoch.state
+        is_final = _final_epoch(_history(epochs), recipe) == epoch.number
+        if validation is not None and epoch.validation is not None and is_final:
+            record["validation"] = vars(predictions.of(validation, epoch.validation))
         # Save before logging, so that no logged epoch is trained a second time.
         checkpoint.save(run.info.run_id, record)
         line = summary.progress(epoch.number, recipe.epochs, epoch.metrics, epoch.seconds)
@@ -444,6 +449,18 @@ def _fit(
     record["trained"] = True
     checkpoint.save(run.info.run_id, record)
     return logged
+
+
+def _history(epochs: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return the metrics of each epoch, indexed by its number."""
+    return pd.DataFrame([epoch["metrics"] for epoch in epochs], range(1, len(epochs) + 1))
+
+
+def _final_epoch(history: pd.DataFrame, recipe: Recipe) -> int:
+    """Return the epoch whose weights the model has if training stops after `history`."""
+    if recipe.patience:
+        return int(history["val_loss"].fillna(math.inf).argmin()) + 1
+    return len(history)
 
 
 def _log_epochs(epochs: Sequence[Mapping[str, Any]], logged: int) -> int:

@@ -14,8 +14,10 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
+from torch.nn.functional import cross_entropy
 
-from fashion.analysis import figures, summary, tables
+from fashion.analysis import figures, predictions, summary, tables
+from fashion.analysis.predictions import Predictions
 from fashion.data.dataset import FashionMNIST, to_float
 from fashion.errors import TrackingError
 from fashion.models import catalogue
@@ -173,6 +175,28 @@ def test_calibration_is_that_of_the_test_answers(run: Run, small: FashionMNIST) 
     assert 0 < run.data.metrics["test_ece"] < 0.5
 
 
+def predictions_of(run: Run) -> dict[str, Predictions]:
+    uri = f"{run.info.artifact_uri}/{predictions.FILE}"
+    return predictions.read(Path(mlflow.artifacts.download_artifacts(uri)))
+
+
+def test_all_predictions_are_kept_with_the_digests_of_their_images(
+    run: Run, small: FashionMNIST
+) -> None:
+    kept = predictions_of(run)
+    for split, prefix, subset in (
+        ("validation", "val", small.split(200)[1]),
+        ("test", "test", small.test),
+    ):
+        assert kept[split].digest == subset.digest
+        assert torch.equal(kept[split].labels, subset.labels)
+        accuracy = kept[split].right.double().mean().item()
+        assert accuracy == run.data.metrics[f"{prefix}_accuracy"]
+        assert kept[split].logits.dtype == torch.float16
+        loss = cross_entropy(kept[split].logits.float(), subset.labels).item()
+        assert loss == pytest.approx(run.data.metrics[f"{prefix}_loss"], rel=1e-3)
+
+
 def test_a_run_that_stops_early_reports_the_weights_it_kept(
     train_small: Callable[..., str], small: FashionMNIST
 ) -> None:
@@ -186,6 +210,9 @@ def test_a_run_that_stops_early_reports_the_weights_it_kept(
     _, validation = small.split(200)
     measured = evaluation.evaluate(stored, validation)
     assert measured.loss == pytest.approx(run.data.metrics["val_loss"], rel=1e-3)
+    kept = predictions_of(run)["validation"]
+    assert kept.right.double().mean().item() == run.data.metrics["val_accuracy"]
+    assert torch.allclose(kept.logits.float(), measured.logits, rtol=1e-2, atol=1e-2)
 
 
 def test_a_diverged_run_is_logged_to_its_end(train_small: Callable[..., str]) -> None:
