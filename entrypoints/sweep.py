@@ -74,7 +74,7 @@ def sweep(context: click.Context, resume: str, data_dir: str, **options: Any) ->
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     from fashion.data.dataset import load_dataset
     from fashion.sweeps import report, sweep
-    from fashion.tracking import store
+    from fashion.tracking import store, views
 
     store.connect()
     if resume:
@@ -89,7 +89,7 @@ def sweep(context: click.Context, resume: str, data_dir: str, **options: Any) ->
     click.echo(f"\nBest: trial {best.name}, {best.metrics[METRIC]:.2%} validation accuracy,")
     click.echo(f"run {best.run_id}. To train it again and test it:\n")
     click.echo(report.command(best.config))
-    click.echo(f"\nLogged as run {run_id}")
+    click.echo(f"\nLogged as run {run_id}\n\n{views.advice(run_id, views.SWEEP_VIEW)}")
 
 
 def _refuse_others(context: click.Context, options: Mapping[str, Any]) -> None:
