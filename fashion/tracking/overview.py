@@ -102,7 +102,7 @@ def _cell(row: pd.Series, name: str) -> str:
     grouped = f"{name}_mean" in row
     metric, value = METRICS[name], row[f"{name}_mean" if grouped else name]
     if pd.isna(value):
-        return "–"
+        return "-"
     unit = "%" if metric.scale == 100 else ""
     text = format(value * metric.scale, metric.spec)
     if grouped and pd.notna(row[f"{name}_std"]):

@@ -37,8 +37,8 @@ _PREFIX = "mlflow.sharedViewState."
 _NOTE = f"""\
 Image classifiers on [Fashion-MNIST]({HOMEPAGE}), trained and compared.
 
-The view **Compare models** shows which model is best, what it costs and what it gets wrong; the view \
-**Sweep** shows the trials of hyperparameter searches. Parent runs sum up their children."""
+The view **Compare models** shows which model is best, what it costs and what it gets wrong; the \
+view **Sweep** shows the trials of hyperparameter searches. Parent runs sum up their children."""
 
 
 def publish(experiment_id: str) -> None:

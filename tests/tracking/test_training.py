@@ -146,7 +146,37 @@ def test_lineage_names_the_datasets_by_digest(run: Run, small: FashionMNIST) -> 
     assert {context: entry.dataset.digest for context, entry in contexts.items()} == {
         context: subset.digest for context, subset in expected.items()
     }
-    assert "zalandoresearch" in contexts["training"].dataset.source
+    described = contexts["validation"].dataset
+    assert "train-images-idx3-ubyte.gz" in described.source
+    assert json.loads(described.profile)["images_per_class"]["Bag"] == 20
+    assert "[-1, 1, 28, 28]" in described.schema
+
+
+def test_its_model_is_ranked_by_what_was_measured_on_the_same_images(
+    run: Run, small: FashionMNIST
+) -> None:
+    _, validation = small.split(200)
+    for subset, metric in ((validation, "val_accuracy"), (small.test, "test_accuracy")):
+        order = {"dataset_name": subset.name, "dataset_digest": subset.digest}
+        (model,) = mlflow.search_logged_models(
+            [run.info.experiment_id],
+            order_by=[{"field_name": f"metrics.{metric}", "ascending": False, **order}],
+            datasets=[order],
+            output_format="list",
+        )
+        assert model.source_run_id == run.info.run_id
+        assert model.name == "baseline epochs=2 val_size=200 device=cpu"
+        linked = {each.key: each for each in model.metrics}[metric]
+        assert linked.value == run.data.metrics[metric]
+        assert linked.dataset_digest == subset.digest
+
+
+def test_its_pictures_can_be_seen_beside_those_of_other_runs(run: Run) -> None:
+    images = mlflow.artifacts.list_artifacts(run_id=run.info.run_id, artifact_path="images")
+    keys = [Path(image.path).name.split("+")[0] for image in images]
+    # Each as PNG, and small as WebP.
+    assert sorted(keys) == sorted([*summary.PICTURES] * 2)
+    assert run.data.tags["mlflow.loggedImages"] == "True"
 
 
 def test_tables_agree_with_the_metrics(run: Run) -> None:

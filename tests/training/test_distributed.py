@@ -158,7 +158,7 @@ def test_stopped_together_they_go_on_together_as_one_run_for_each_seed(
     assert len(found) == (seeds + 1 if seeds > 1 else 1)
     assert found[0].info.status == "FINISHED"
     assert done.stdout.count("epoch 5/5") == seeds
-    assert done.stdout.splitlines()[-1] == f"Logged as run {found[0].info.run_id}"
+    assert f"Logged as run {found[0].info.run_id}\n" in done.stdout
     assert done.stderr == ""
 
 
