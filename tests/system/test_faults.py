@@ -129,7 +129,7 @@ def wait_for_imports(launcher: subprocess.Popen[str]) -> None:
     raise AssertionError("no entry point was started")
 
 
-@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("early", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_ctrl_c_at_mlflow_run_ends_the_run_as_killed(
     store: Path, dataset: FashionMNIST, early: bool
 ) -> None:
@@ -360,8 +360,8 @@ def test_no_password_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # A process of its own: what it must not break are its own locks.
-STOPPED_A_HUNDRED_TIMES = """
-import importlib, os, random, signal, threading, time
+STOPPED_MANY_TIMES = """
+import importlib, os, random, signal, sys, threading, time
 import click, mlflow
 from click.testing import CliRunner
 from entrypoints.cli.command import Command
@@ -376,8 +376,9 @@ def log():
         while time.monotonic() < end:
             mlflow.set_tag("key", "value")
 
-draw = random.Random(0)
-for _ in range(100):
+times = int(sys.argv[1])
+draw = random.Random(times)
+for _ in range(times):
     moment, end = draw.uniform(0.001, 0.03), time.monotonic() + 600
     assert CliRunner().invoke(log).exit_code == 128 + signal.SIGTERM
 
@@ -388,10 +389,11 @@ assert not thread.is_alive(), "no thread can import any more"
 """
 
 
-def test_a_run_stopped_at_any_moment_of_logging_ends_killed(store: Path) -> None:
+@pytest.mark.parametrize("times", [30, pytest.param(100, marks=pytest.mark.slow)])
+def test_a_run_stopped_at_any_moment_of_logging_ends_killed(store: Path, times: int) -> None:
     """Neither its own transaction, cut off, keeps it from the database, nor its own import."""
     done = subprocess.run(
-        [sys.executable, "-c", STOPPED_A_HUNDRED_TIMES],
+        [sys.executable, "-c", STOPPED_MANY_TIMES, str(times)],
         cwd=store,
         capture_output=True,
         text=True,
@@ -399,4 +401,4 @@ def test_a_run_stopped_at_any_moment_of_logging_ends_killed(store: Path) -> None
     )
     assert done.returncode == 0, done.stderr
     stopped = mlflow.search_runs(output_format="list")
-    assert [run.info.status for run in stopped] == ["KILLED"] * 100
+    assert [run.info.status for run in stopped] == ["KILLED"] * times

@@ -149,6 +149,7 @@ def test_mlflow_run_trains(store: Path, dataset: FashionMNIST, env_manager: str)
     assert len(run.data.tags["mlflow.source.git.commit"]) == 40
 
 
+@pytest.mark.slow  # test_runs.py has it without the process of `mlflow run`
 def test_mlflow_run_with_a_bad_parameter_fails_in_one_line(
     store: Path, dataset: FashionMNIST
 ) -> None:
