@@ -35,7 +35,8 @@ def page(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Call
     profile = tmp_path_factory.mktemp("browser")
 
     def open_page(address: str) -> str:
-        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1600,1000"]
+        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1600,2400"]
+        # All charts in sight: those out of it are not drawn.
         # The time that the page believes to have passed; it waits for the server's answers.
         options += ["--virtual-time-budget=20000", f"--user-data-dir={profile}", "--dump-dom"]
         address = address.replace(views.LOCAL_SERVER, url)
