@@ -36,9 +36,17 @@ from fashion.settings.task import CHAMPION_URI, TEST_SIZE
     help="Directory to also write the table and figures to.",
 )
 @data_dir_option
-def explore(model_uri: str, index: int, output_dir: str, data_dir: str, **settings: Any) -> None:
+@click.pass_context
+def explore(
+    context: click.Context,
+    model_uri: str,
+    index: int,
+    output_dir: str,
+    data_dir: str,
+    **_settings: Any,
+) -> None:
     """Show a model's layers, its filters, and its feature maps for one test image."""
-    asked = experiment_asked_for(settings)
+    asked = experiment_asked_for(context)
     from pathlib import Path
 
     from fashion.analysis import layers

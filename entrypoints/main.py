@@ -1,6 +1,7 @@
 """Run the whole lab with one command: mlflow run ."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +9,7 @@ import click
 
 from entrypoints.cli.command import Command
 from entrypoints.cli.options import (
-    allow_changes_option,
+    check_resume,
     experiment_asked_for,
     resume_option,
     settings_typed,
@@ -23,7 +24,6 @@ LINEAR_MODELS = ("baseline", "nonlinear")
 
 @click.command(cls=Command)
 @training_options
-@allow_changes_option
 @resume_option(
     "Id of an interrupted run of main to continue, or latest for the last one on this machine. Its"
     " settings are restored; options given here must match them."
@@ -34,18 +34,19 @@ def main(
     seeds: int,
     nproc: int,
     resume: str,
-    allow_changes: bool,
     data_dir: str,
     system_metrics: bool,
-    **settings: Any,
+    run_name: str,
+    tags: Sequence[tuple[str, str]],
+    allow_changes: bool,
+    **_settings: Any,
 ) -> None:
     """Train the lab's models as child runs, compare them and register the best MODEL.
 
     Trains baseline, nonlinear and MODEL with the same settings.
     """
-    if allow_changes and not resume:
-        raise click.UsageError("allow-changes is an option of resume: add --resume.")
-    asked = experiment_asked_for(settings)
+    check_resume(context)
+    asked = experiment_asked_for(context)
     from fashion import advice
     from fashion.analysis import comparison
     from fashion.data.dataset import load_dataset
@@ -95,9 +96,10 @@ def main(
             group = groups.plan("main", asked, seeds, experiments)
         with groups.completed(
             group,
-            "lab",
+            run_name or "lab",
             dataset,
             resume,
+            tags=dict(tags),
             system_metrics=system_metrics,
             allow_changes=allow_changes,
         ) as (parent, _):
@@ -108,10 +110,12 @@ def main(
             table = query.groups(children) if seeds > 1 else query.runs(children)
             records.log_comparison(table)
             click.echo(f"\n{comparison.render(table, 'table')}")
+            registered = False
             if asked.val_size:
                 candidates = query.Query(models=[asked.model])
                 try:
                     registration = str(registry.register(MODEL_NAME, candidates, dataset))
+                    registered = True
                 except FashionError as error:  # what was trained and compared stays valid
                     registration = f"Nothing registered: {printable(str(error))}."
             else:
@@ -119,9 +123,12 @@ def main(
                     "Nothing registered: val_size 0 leaves no validation data to select on."
                 )
             click.echo(registration)
-            overview.describe_comparison(table, dataset, asked.val_size, registration)
+            overview.describe_comparison(
+                table, dataset, asked.val_size, registration, registered=registered
+            )
         click.echo(f"\n{views.advice(parent)}")
-        click.echo(f"\nUse the champion:\n  {advice.command('predict', indices='0-8')}")
+        if registered:
+            click.echo(f"\nUse the champion:\n  {advice.command('predict', indices='0-8')}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 """Train one model as an MLflow run: mlflow run . -e train -P model=cnn"""
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from entrypoints.cli.command import Command
 from entrypoints.cli.options import (
-    allow_changes_option,
+    check_resume,
     experiment_asked_for,
     resume_option,
     settings_typed,
@@ -17,7 +18,6 @@ from entrypoints.cli.options import (
 
 @click.command(cls=Command)
 @training_options
-@allow_changes_option
 @resume_option(
     "Id of an interrupted run to continue, or latest for the last one on this machine. Its settings"
     " are restored; options given here must match them."
@@ -28,15 +28,16 @@ def train(
     seeds: int,
     nproc: int,
     resume: str,
-    allow_changes: bool,
     data_dir: str,
     system_metrics: bool,
-    **settings: Any,
+    run_name: str,
+    tags: Sequence[tuple[str, str]],
+    allow_changes: bool,
+    **_settings: Any,
 ) -> None:
     """Train MODEL on Fashion-MNIST and log the run to MLflow."""
-    if allow_changes and not resume:
-        raise click.UsageError("allow-changes is an option of resume: add --resume.")
-    asked = experiment_asked_for(settings)
+    check_resume(context)
+    asked = experiment_asked_for(context)
     from fashion.data.dataset import load_dataset
     from fashion.data.download import locate
     from fashion.tracking import checkpoint, groups, overview, records, store, training, views
@@ -66,19 +67,22 @@ def train(
                 allow_changes=allow_changes,
             )
         elif seeds == 1 and not resume:
-            run_id = training.train(asked, dataset, system_metrics=system_metrics)
+            run_id = training.train(
+                asked, dataset, name=run_name, tags=dict(tags), system_metrics=system_metrics
+            )
         else:
             group = (
                 groups.load(resume, "train", typed, seeds)
                 if resume
                 else groups.plan("train", asked, seeds, asked.with_seeds(seeds))
             )
-            name = f"{group.asked['model']}, {group.seeds} seeds"
+            name = run_name or f"{group.asked['model']}, {group.seeds} seeds"
             with groups.completed(
                 group,
                 name,
                 dataset,
                 resume,
+                tags=dict(tags),
                 system_metrics=system_metrics,
                 allow_changes=allow_changes,
             ) as (run_id, children):

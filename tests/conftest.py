@@ -41,6 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--rounds", type=int, default=5, help="How often the slow tests of faults try each."
     )
+    parser.addoption("--screenshots", help="Folder for pictures of MLflow's UI.")
 
 
 @pytest.fixture(params=["few", pytest.param("many", marks=pytest.mark.slow)])

@@ -10,9 +10,10 @@ from typing import Any
 
 import click
 
-from entrypoints.cli.streams import tolerant_streams
+from entrypoints.cli.streams import copied_output, tolerant_streams
 from fashion.errors import FashionError, SettingError, printable
 from fashion.interrupts import interruptible
+from fashion.settings.experiment import meant_by
 from fashion.tracking import launcher
 
 
@@ -28,7 +29,14 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         with self._refusal_in_run():
-            return super().parse_args(ctx, args)
+            try:
+                return super().parse_args(ctx, args)
+            except click.NoSuchOption as error:
+                meant = f"--{meant_by(error.option_name.lstrip('-'))}".replace("_", "-")
+                if any(meant in option.opts for option in self.params):
+                    message = f"{error.message} Did you mean {meant!r}?"
+                    raise click.NoSuchOption(error.option_name, message, ctx=ctx) from error
+                raise
 
     def invoke(self, ctx: click.Context) -> Any:
         _prepare_environment()
@@ -37,7 +45,7 @@ class Command(click.Command):
         logging.basicConfig(handlers=[to_stderr], format="%(message)s")
         with tolerant_streams(), interruptible() as interruption, self._refusal_in_run():
             try:
-                return super().invoke(ctx)
+                return self._invoke(ctx)
             except SettingError as error:
                 raise usage_error(error, ctx) from error
             except FashionError as error:
@@ -49,6 +57,20 @@ class Command(click.Command):
                     launcher.restore_killed_later(run_id)
                 click.echo(f"Stopped by {interruption.received.name}", err=True)
                 ctx.exit(128 + interruption.received)
+
+    def _invoke(self, ctx: click.Context) -> Any:
+        """Run the command; the run that `mlflow run` created says what it printed.
+
+        A command that opens that run, to train for example, describes it itself.
+        """
+        if not launcher.unopened_run():
+            return super().invoke(ctx)
+        with copied_output(launcher.LONGEST_NOTE) as printed:
+            result = super().invoke(ctx)
+            if (run_id := launcher.unopened_run()) and printed():
+                with suppress(Exception):  # it is on the terminal in any case
+                    launcher.describe(run_id, str(self.name), printed())
+            return result
 
     @contextmanager
     def _refusal_in_run(self) -> Iterator[None]:
@@ -67,6 +89,8 @@ def _prepare_environment() -> None:
     """Set variables that matplotlib, MLflow and torch read when they are imported."""
     # A notebook hands its own backend on to the commands that it starts.
     os.environ["MPLBACKEND"] = "agg"
+    # Models have requirements of their own, fewer than those of the project.
+    os.environ["MLFLOW_UV_AUTO_DETECT"] = "false"
     try:
         getpass.getuser()
     except (KeyError, OSError):  # in a container whose user has no name
@@ -75,10 +99,11 @@ def _prepare_environment() -> None:
 
 def usage_error(error: SettingError, ctx: click.Context | None = None) -> click.UsageError:
     """Convert a SettingError to Click's usage error, with exit code 2."""
+    sentence = error.problem if error.problem.endswith("?") else f"{error.problem}."
     if not error.option:
-        return click.UsageError(f"{error}.", ctx)
+        return click.UsageError(sentence, ctx)
     hint = f"--{error.option.replace('_', '-')}"
-    return click.BadParameter(f"{error.problem}.", ctx, param_hint=f"'{hint}'")
+    return click.BadParameter(sentence, ctx, param_hint=f"'{hint}'")
 
 
 def report_written(path: str | Path) -> None:

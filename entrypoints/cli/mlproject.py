@@ -5,6 +5,7 @@ checks that the file is up to date.
 """
 
 import textwrap
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -34,11 +35,6 @@ conda_env: conda.yaml
 
 entry_points:
 """
-# MLflow logs the default of each parameter listed in MLproject, even if a preset overrides it.
-PRESET_COMMENT = """\
-  # All other options of the command (python -m entrypoints.{name} --help) are parameters too; their
-  # defaults are those of the preset.
-"""
 
 
 def command_of(entry_point: str) -> click.Command:
@@ -52,12 +48,10 @@ def render() -> str:
 
 
 def _entry_point(name: str) -> str:
-    declared = {
-        option.opts[0].removeprefix("--").replace("-", "_"): option
-        for option in command_of(name).params
-        if isinstance(option, click.Option) and not isinstance(option, CommandLineOnly)
-    }
-    block = PRESET_COMMENT.format(name=name) if "preset" in declared else ""
+    options = [each for each in command_of(name).params if isinstance(each, click.Option)]
+    declared = {_name(each): each for each in options if not isinstance(each, CommandLineOnly)}
+    unlisted = [_name(each) for each in options if isinstance(each, CommandLineOnly)]
+    block = _comment(name, unlisted) if unlisted else ""
     block += f"  {name}:\n    parameters:{'' if declared else ' {}'}\n"
     for parameter, option in declared.items():
         block += f"      {parameter}: {{{_type_and_default(option)}}}\n"
@@ -67,6 +61,19 @@ def _entry_point(name: str) -> str:
         " ".join(words), width=94, break_long_words=False, break_on_hyphens=False
     )
     return f"{block}    command: >-\n{textwrap.indent(command, ' ' * 6)}\n"
+
+
+def _name(option: click.Option) -> str:
+    return option.opts[0].removeprefix("--").replace("-", "_")
+
+
+def _comment(entry_point: str, unlisted: Sequence[str]) -> str:
+    """Name the parameters that are not listed, see `CommandLineOnly`."""
+    text = (
+        f"More parameters for -P, which python -m entrypoints.{entry_point} --help explains:"
+        f" {', '.join(unlisted)}."
+    )
+    return textwrap.fill(text, width=100, initial_indent="  # ", subsequent_indent="  # ") + "\n"
 
 
 def _type_and_default(option: click.Option) -> str:

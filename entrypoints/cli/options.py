@@ -9,7 +9,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from entrypoints.cli.types import RunToResume, UserPath
+from entrypoints.cli.types import RunToResume, Tag, UserPath
+from fashion.errors import SettingError
 from fashion.models.catalogue import KNOWN
 from fashion.settings.experiment import OPTIONS, Experiment
 from fashion.settings.option import Option, split_names
@@ -17,15 +18,27 @@ from fashion.settings.presets import PRESETS
 from fashion.settings.task import CHAMPION_URI
 
 # Options of the training commands that are not settings of the experiment.
-COMMAND_OPTIONS = ("seeds", "nproc", "resume", "allow_changes", "data_dir", "system_metrics")
+COMMAND_OPTIONS = (
+    "config",
+    "seeds",
+    "nproc",
+    "resume",
+    "allow_changes",
+    "data_dir",
+    "system_metrics",
+    "run_name",
+    "tags",
+)
+# What a resumed run already has.
+NOT_WITH_RESUME = ("config", "run_name", "tags")
 
 
 class CommandLineOnly(click.Option):
     """An option that is not listed in MLproject.
 
     MLflow logs the default of each listed parameter, and the logged value cannot be changed. So
-    options that a preset may set, or that few runs need, have a default only here. `mlflow run
-    -P name=value` passes unlisted parameters on too.
+    options that a preset or a configuration may set, or that few runs need, have a default only
+    here. `mlflow run -P name=value` passes unlisted parameters on too.
     """
 
 
@@ -34,17 +47,13 @@ def settings_options(*names: str) -> Callable:
     return declared_options([OPTIONS[name] for name in names])
 
 
-def declared_options(options: Sequence[Option], preset: bool = False) -> Callable:
-    """Add options declared in a settings class.
-
-    Args:
-        options: the options.
-        preset: whether the command has presets; options that they may set stay out of MLproject.
-    """
+def declared_options(
+    options: Sequence[Option], kind: type[click.Option] = click.Option
+) -> Callable:
+    """Add options declared in a settings class."""
 
     def add(command: Callable) -> Callable:
         for option in reversed(options):
-            kind = CommandLineOnly if preset and option.preset else click.Option
             command = _click_option(option, kind)(command)
         return command
 
@@ -78,7 +87,16 @@ def _apply_preset(context: click.Context, _: click.Parameter, preset: str) -> st
 def training_options(command: Callable) -> Callable:
     """Add the options of the training commands: all settings, and how to run them."""
     options: list[Callable] = [
-        declared_options(list(OPTIONS.values()), preset=True),
+        click.option(
+            "--config",
+            cls=CommandLineOnly,
+            type=UserPath(),
+            default="",
+            metavar="FILE",
+            help="Settings to start from: a YAML file such as a run's settings.yaml, or runs:/ID"
+            " for those of a run. Other options override them.",
+        ),
+        declared_options(list(OPTIONS.values()), CommandLineOnly),
         click.option(
             "--seeds",
             type=click.IntRange(min=1, max=1000),
@@ -96,6 +114,28 @@ def training_options(command: Callable) -> Callable:
         ),
         data_dir_option,
         switch("--system-metrics", help="Also log CPU, memory and network use."),
+        click.option(
+            "--run-name",
+            cls=CommandLineOnly,
+            default="",
+            metavar="NAME",
+            help="Name of the run in MLflow. Default: the model's.",
+        ),
+        click.option(
+            "--tag",
+            "tags",
+            cls=CommandLineOnly,
+            type=Tag(),
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Tag of the run and its children; can be repeated.",
+        ),
+        switch(
+            "--allow-changes",
+            cls=CommandLineOnly,
+            help="Resume although the processor, torch or this code has changed; the run is tagged"
+            " with the changes.",
+        ),
     ]
     for add in reversed(options):
         command = add(command)
@@ -114,51 +154,58 @@ def resume_option(help_text: str) -> Callable:
     )
 
 
-def allow_changes_option(command: Callable) -> Callable:
-    """Add --allow-changes."""
-    return switch(
-        "--allow-changes",
-        cls=CommandLineOnly,
-        help="Resume although the processor, torch or this code has changed; the run is tagged with"
-        " the changes.",
-    )(command)
+def check_resume(context: click.Context) -> None:
+    """Refuse options of a training command that contradict --resume, or need it."""
+    if context.params["allow_changes"] and not context.params["resume"]:
+        raise click.UsageError("allow-changes is an option of resume: add --resume.")
+    for name in NOT_WITH_RESUME:
+        if context.params["resume"] and context.params[name]:
+            option = name.rstrip("s").replace("_", "-")
+            raise click.UsageError(f"A resumed run keeps its own: omit --{option}.")
 
 
-def experiment_asked_for(parameters: Mapping[str, Any]) -> Experiment:
+def experiment_asked_for(context: click.Context) -> Experiment:
     """Return the experiment of a command's parameters, after checking it against this machine.
 
     Raises:
         SettingError: two settings contradict each other, or as for `build.check`.
+        FashionError: the configuration cannot be read.
     """
-    experiment = Experiment.from_options(
-        {name: value for name, value in parameters.items() if name in OPTIONS}
-    )
+    config = context.params.get("config")
+    if config:
+        experiment = _configured(config, settings_typed(context))
+    else:
+        experiment = Experiment.from_options(
+            {name: value for name, value in context.params.items() if name in OPTIONS}
+        )
     from fashion.training.build import check  # imports torch
 
     check(experiment)
     return experiment
 
 
-def settings_typed(context: click.Context) -> dict[str, Any]:
-    """Return the explicitly given settings by name.
+def _configured(config: str, typed: Mapping[str, Any]) -> Experiment:
+    """Return the experiment that a configuration describes, with the settings typed beside it."""
+    if "preset" in typed:
+        raise click.UsageError("--config has all settings: omit --preset, or put it into the file.")
+    from fashion.tracking import configuration  # imports MLflow
 
-    `mlflow run` passes the parameters listed in MLproject in every run, so their defaults do not
-    count.
-    """
-    typed = {}
-    values = Experiment.from_options(
-        {name: value for name, value in context.params.items() if name in OPTIONS}
-    ).to_dict()
-    for parameter in context.command.params:
-        name = str(parameter.name)
-        if name not in OPTIONS:
-            continue
-        default = context.params[name] == parameter.get_default(context)
-        from_mlproject = not OPTIONS[name].preset and default
-        source = context.get_parameter_source(name)
-        if source is ParameterSource.COMMANDLINE and not from_mlproject:
-            typed[name] = values[name]
-    return typed
+    settings = configuration.read(config)
+    try:
+        return Experiment.from_options({**settings, **typed})
+    except SettingError as error:
+        if error.option in typed:
+            raise
+        raise SettingError(f"{config}: {error}", "config") from error
+
+
+def settings_typed(context: click.Context) -> dict[str, Any]:
+    """Return the explicitly given settings by name."""
+    return {
+        name: ",".join(value) if isinstance(value, tuple) else value
+        for name, value in context.params.items()
+        if name in OPTIONS and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
 
 
 def switch(name: str, **attributes: Any) -> Callable:

@@ -3,7 +3,7 @@
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from errno import EBADF, EIO, EPIPE
 from typing import Any, TextIO
@@ -39,6 +39,45 @@ def tolerant_streams() -> Iterator[None]:
             if stream is not None:
                 stream.flush()
         sys.stdout, sys.stderr = before
+
+
+@contextmanager
+def copied_output(most: int) -> Iterator[Callable[[], str]]:
+    """Within the block, the yielded function returns what was printed so far.
+
+    Args:
+        most: of a longer text, only so many characters of its beginning are kept.
+    """
+    before, copy = sys.stdout, _Copying(sys.stdout, most)
+    sys.stdout = copy
+    try:
+        yield lambda: copy.text
+    finally:
+        sys.stdout = before
+
+
+class _Copying(io.TextIOBase):
+    """A stream that also keeps what is written to it."""
+
+    def __init__(self, stream: TextIO, most: int) -> None:
+        self._stream, self._most, self.text = stream, most, ""
+
+    def write(self, text: str, /) -> int:
+        self.text += text[: self._most - len(self.text)]
+        return self._stream.write(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
 
 
 def _tolerant(stream: TextIO) -> TextIO:

@@ -8,6 +8,7 @@ import click
 
 from fashion.errors import FashionError
 from fashion.files import expanded
+from fashion.settings.tags import RESERVED
 from fashion.settings.task import TEST_SIZE
 
 
@@ -40,6 +41,24 @@ class RunId(click.ParamType):
         if not re.fullmatch("|[0-9a-f]{32}", value):
             self.fail(f"{value!r} is not the id of a run, of 32 characters.", param, ctx)
         return value
+
+
+class Tag(click.ParamType):
+    """A tag of a run, KEY=VALUE, as a pair; not one of those that MLflow or this project sets."""
+
+    name = "tag"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        key, separator, text = value.partition("=")
+        if not separator or not re.fullmatch(r"[\w./ -]+", key):
+            self.fail(f"{value!r} is not KEY=VALUE.", param, ctx)
+        if key.startswith("mlflow.") or key in RESERVED:
+            self.fail(f"the tag {key} has a meaning of its own: choose another key.", param, ctx)
+        return key, text
 
 
 class UserPath(click.ParamType):

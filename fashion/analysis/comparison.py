@@ -15,11 +15,13 @@ from fashion import terminal
 from fashion.analysis import spreadsheet
 from fashion.errors import printable
 from fashion.files import replacing
+from fashion.settings.experiment import OPTIONS
 from fashion.settings.metrics import DEFAULT_METRIC, METRICS
 
 MODEL_WIDTH = 15
-# Columns to omit, in this order, from a table that is too wide.
+# Columns to omit, in this order, from a table that is too wide: metrics, then others.
 EXPENDABLE = ["images_per_second", "val_loss", "test_loss", "train_seconds"]
+LESS_EXPENDABLE = ["params", "started", "name"]
 
 
 def render(table: pd.DataFrame, output_format: str, metric: str = DEFAULT_METRIC) -> str:
@@ -69,20 +71,24 @@ def _plain(value: Any) -> str:
 def _terminal(table: pd.DataFrame, metric: str) -> str:
     if table.empty:
         return "No runs found: train some first, or relax the query.\n"
-    cells = _group_cells if "n" in table else _run_cells
-    rows = [cells(row, metric) for _, row in table.iterrows()]
+    cells, differing = _group_cells if "n" in table else _run_cells, _differing(table)
+    rows = [cells(row, metric, differing) for _, row in table.iterrows()]
     note = "" if "n" in table else _mark_other_images(table, rows)
     columns = {header: [row[header] for row in rows] for header in rows[0]}
-    for name in EXPENDABLE:
-        if name != metric and _width(columns) > terminal.WIDTH:
-            columns.pop(METRICS[name].header, None)
+    if not any(columns.get("name", [])):
+        columns.pop("name", None)
+    expendable = [METRICS[name].header for name in EXPENDABLE if name != metric]
+    # The last settings are those that are changed most rarely.
+    for header in [*expendable, *LESS_EXPENDABLE, *map(_header, reversed(differing))]:
+        if _width(columns) > terminal.WIDTH:
+            columns.pop(header, None)
     rich_table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for header in columns:
-        # Only model names are wrapped, so that no number is truncated.
         rich_table.add_column(
             header,
-            justify="left" if header in ("model", "run") else "right",
+            justify="left" if header in ("model", "run", "name") else "right",
             overflow="fold",
+            # Only model names are wrapped, so that no number is truncated.
             no_wrap=header != "model",
         )
     for texts in zip(*columns.values(), strict=True):
@@ -113,7 +119,7 @@ def _width(columns: Mapping[str, Sequence[str]]) -> int:
     return sum(widths.values()) + len(widths) - 1
 
 
-def _run_cells(row: pd.Series, _metric: str) -> dict[str, str]:
+def _run_cells(row: pd.Series, _metric: str, differing: Sequence[str]) -> dict[str, str]:
     metrics = {
         style.header: _number(row[name] * style.scale, style.spec)
         for name, style in METRICS.items()
@@ -125,24 +131,41 @@ def _run_cells(row: pd.Series, _metric: str) -> dict[str, str]:
         "model": printable(row["model"]),
         **metrics,
         "params": _number(row["num_parameters"], ",.0f"),
-        "ep.": _number(row["epochs"], ".0f"),
-        "seed": "-" if pd.isna(row["seed"]) else f"{row['seed']:.0f}",
+        **{_header(name): _setting(row[name]) for name in differing},
+        "name": "" if row["run_name"] == row["model"] else printable(row["run_name"] or ""),
+        "started": f"{row['start_time']:%m-%d %H:%M}",
         "run": row["run_id"][:8],
     }
 
 
-def _group_cells(row: pd.Series, metric: str) -> dict[str, str]:
+def _group_cells(row: pd.Series, metric: str, differing: Sequence[str]) -> dict[str, str]:
     shown = dict.fromkeys(["val_accuracy", "test_accuracy", metric, "train_seconds"])
     return {
         "model": printable(row["model"]),
         "n": str(row["n"]),
         **{METRICS[name].header: _spread(row, name) for name in shown},
-        "ep.": _number(row["epochs"], ".0f"),
-        "batch": _number(row["batch_size"], ".0f"),
-        "lr": _number(row["lr"], "g"),
-        "hidden\nunits": _number(row["hidden_units"], ".0f"),
-        "val\nsize": _number(row["val_size"], ".0f"),
+        **{_header(name): _setting(row[name]) for name in differing},
     }
+
+
+def _differing(table: pd.DataFrame) -> list[str]:
+    """Return the settings that have several values in a table."""
+    # Networks without an option log none; that alone makes no difference worth a column.
+    return [
+        name
+        for name in OPTIONS
+        if name != "model" and name in table and table[name].nunique(dropna=True) > 1
+    ]
+
+
+def _header(setting: str) -> str:
+    return setting.replace("_", "\n")
+
+
+def _setting(value: Any) -> str:
+    if pd.isna(value):
+        return "-"
+    return f"{value:g}" if isinstance(value, float) else printable(str(value))
 
 
 def _spread(row: pd.Series, name: str) -> str:

@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from fashion.analysis import figures, tables
+from fashion.analysis import figures, markdown, tables
 from fashion.data.dataset import Subset
-from fashion.settings.experiment import Recipe
+from fashion.settings.experiment import Experiment, Recipe
 from fashion.settings.task import CLASSES
 from fashion.training.evaluation import Evaluation
 
@@ -86,64 +87,84 @@ def _grid(subset: Subset, rows: torch.Tensor, answers: Evaluation, title: str) -
     )
 
 
-def picture(run_id: str, title: str, name: str) -> str:
-    """Return the Markdown that shows a picture among a run's artifacts in MLflow's UI."""
-    return f"![{title}](get-artifact?path={name}&run_uuid={run_id})"
-
-
 def progress(number: int, epochs: int, metrics: Mapping[str, float], seconds: float) -> str:
-    """Return the progress line of an epoch."""
-    line = (
-        f"epoch {number}/{epochs}: train loss {metrics['train_loss']:.4f},"
-        f" accuracy {metrics['train_accuracy']:.2%}"
-    )
+    """Return the progress line of an epoch: loss and accuracy in training and validation, time."""
+    parts = [f"epoch {number}/{epochs}", _result("train", metrics)]
     if "val_loss" in metrics:
-        line += f"; val loss {metrics['val_loss']:.4f}, accuracy {metrics['val_accuracy']:.2%}"
-    return f"{line} ({seconds:.1f} s)"
+        parts.append(_result("val", metrics))
+    return "  ".join([*parts, f"{seconds:.1f} s"])
+
+
+def _result(split: str, metrics: Mapping[str, float]) -> str:
+    return f"{split} {metrics[f'{split}_loss']:.4f} {metrics[f'{split}_accuracy']:7.2%}"
+
+
+def final(answers: Evaluation) -> str:
+    """Return the line with the result on the test set."""
+    return _result("test", {"test_loss": answers.loss, "test_accuracy": answers.accuracy})
+
+
+def header(
+    experiment: Experiment, params: Mapping[str, Any], training: int, validation: int
+) -> str:
+    """Say in three lines what is about to be trained, how, on what.
+
+    Args:
+        experiment: the settings.
+        params: what `build` returned.
+        training, validation: numbers of images.
+    """
+    recipe = experiment.recipe
+    held_out = f", {validation:,} held out" if validation else ""
+    threads = f"{params['threads']} thread{'s' * (params['threads'] > 1)}"
+    processes = f"{params['nproc']} processes, " if params["nproc"] > 1 else ""
+    return (
+        f"Training {experiment.model}, {params['num_parameters']:,} parameters\n"
+        f"  {_plan(recipe)}\n"
+        f"  {training:,} images{held_out}; {params['device_name']}, {processes}{threads},"
+        f" {params['kernels_used']} kernels"
+    )
+
+
+def _plan(recipe: Recipe) -> str:
+    epochs = "1 epoch" if recipe.epochs == 1 else f"{recipe.epochs} epochs"
+    return (
+        f"{epochs} of {recipe.optimizer}, lr {recipe.lr:g}, batch {recipe.batch_size},"
+        f" seed {recipe.seed}"
+    )
 
 
 def note(
-    run_id: str,
     model: str,
     num_parameters: int,
     recipe: Recipe,
     metrics: Mapping[str, float],
     pairs: list[tables.ConfusedPair],
+    again: str,
 ) -> str:
     """Summarise a run in Markdown.
 
     Args:
-        run_id: id of the run.
         model: name of the model.
         num_parameters: number of parameters of the model.
         recipe: how it was trained.
         metrics: metrics of the final weights.
         pairs: the most confused pairs of classes.
+        again: the command that trains with the same settings.
     """
-    splits = [split for split in ("train", "val", "test") if f"{split}_loss" in metrics]
     rows = [
-        f"| {split} | {metrics[f'{split}_loss']:.4f} | {metrics[f'{split}_accuracy']:.2%} |"
-        for split in splits
+        [split, f"{metrics[f'{key}_loss']:.4f}", f"{metrics[f'{key}_accuracy']:.2%}"]
+        for key, split in (("train", "training"), ("val", "validation"), ("test", "test"))
+        if f"{key}_loss" in metrics
     ]
-    # The UI keeps line breaks.
-    return "\n".join(
+    confused = "\n".join(f"- {pair}" for pair in pairs[:5])
+    return markdown.text(
         [
             f"### {model}: {metrics['test_accuracy']:.2%} test accuracy",
-            "",
-            f"{num_parameters:,} parameters, {recipe.epochs} epochs of"
-            f" {recipe.optimizer} (lr {recipe.lr:g}, batch {recipe.batch_size},"
-            f" seed {recipe.seed}): {metrics['train_seconds']:.1f} s of training,"
-            f" {metrics['images_per_second']:,.0f} images/s.",
-            "",
-            "| split | loss | accuracy |",
-            "| --- | --- | --- |",
-            *rows,
-            "",
-            "Most confused on the test set:",
-            "",
-            *(f"- {pair}" for pair in pairs[:5]),
-            "",
-            picture(run_id, "Confusion matrix", "confusion_matrix.png"),
-            "",
+            f"{num_parameters:,} parameters, {_plan(recipe)}: {metrics['train_seconds']:.1f} s of"
+            f" training, {metrics['images_per_second']:,.0f} images/s.",
+            markdown.table(["images", "loss", "accuracy"], rows),
+            *([f"**Most confused on the test set.**\n\n{confused}"] if pairs else []),
+            f"**The same settings again.**\n\n```sh\n{again}\n```",
         ]
     )

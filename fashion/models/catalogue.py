@@ -7,6 +7,7 @@ maps float32 images of shape (N, 1, 28, 28) in [0, 1] to logits of shape (N, 10)
 import inspect
 from collections.abc import Callable
 from dataclasses import asdict
+from difflib import get_close_matches
 from functools import partial
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
@@ -39,12 +40,15 @@ def constructor(name: str) -> "Callable[..., nn.Module]":
     """
     if name in MODELS:
         return resolve_name(MODELS[name])
-    if name.startswith(TORCHVISION):
-        from fashion.models import adapted  # importing torchvision takes seconds
+    from fashion.models import adapted  # importing torchvision takes seconds
 
-        member = name.removeprefix(TORCHVISION)
-        if member in adapted.names():
-            return partial(adapted.Adapted, member)
+    member = name.removeprefix(TORCHVISION)
+    if name.startswith(TORCHVISION) and member in adapted.names():
+        return partial(adapted.Adapted, member)
+    known = [*MODELS, *(f"{TORCHVISION}{each}" for each in adapted.names())]
+    meant = [f"{TORCHVISION}{name}"] if name in adapted.names() else get_close_matches(name, known)
+    if meant:
+        raise SettingError(f"there is no model {name!r}: did you mean {meant[0]}?", "model")
     raise SettingError(f"{name!r} is not one of {KNOWN}", "model")
 
 

@@ -59,7 +59,13 @@ class Recipe:
 
     epochs: int = option(3, "Number of passes over the training images.", min=1)
     batch_size: int = option(32, "Images per optimisation step.", min=1)
-    lr: float = option(0.1, "Learning rate; with a schedule, its maximum.", min=0, min_open=True)
+    lr: float = option(
+        0.1,
+        "Learning rate; with a schedule, its maximum.",
+        min=0,
+        min_open=True,
+        also_called=("learning_rate", "step_size"),
+    )
     # Runs that differ only in the seed are repetitions of one experiment.
     seed: int = option(
         42,
@@ -199,8 +205,8 @@ class Experiment:
         """
         for name in options:
             if name not in OPTIONS:
-                close = get_close_matches(name, OPTIONS, n=1)
-                hint = f"; did you mean {close[0]}?" if close else ""
+                meant = meant_by(name)
+                hint = f"; did you mean {meant}?" if meant else ""
                 raise SettingError(f"unknown option{hint}", name)
         preset = OPTIONS["preset"].parse(options.get("preset", OPTIONS["preset"].default))
         return read(cls, PRESETS[preset] | dict(options))
@@ -236,15 +242,24 @@ class Conditions:
 
     kernels_used: str = fact()
     device_type: str = fact()
-    device_name: str = fact(decides=False)
+    device_name: str = fact(decides=False, tag=True)
     nproc: int = fact()
-    threads: int = fact(decides=False)
-    cpu_capability: str = fact(decides=False)
+    threads: int = fact(decides=False, tag=True)
+    cpu_capability: str = fact(decides=False, tag=True)
     split_seed: int = fact()
     train_digest: str = fact()
-    torch_version: str = fact()
-    python_version: str = fact(decides=False)
+    torch_version: str = fact(tag=True)
+    python_version: str = fact(decides=False, tag=True)
     num_parameters: int = fact(decides=False)
+
+
+def meant_by(name: str) -> str:
+    """Return the option that someone means who writes `name`; empty if it is anyone's guess."""
+    name = name.replace("-", "_")
+    known = {other: option.name for option in OPTIONS.values() for other in option.also_called}
+    known |= {option: option for option in OPTIONS}
+    close = get_close_matches(name, known, n=1)
+    return known[close[0]] if close else ""
 
 
 OPTIONS = options_of(Experiment)

@@ -79,6 +79,8 @@ class Option:
         preset: whether presets may set it.
         decides: whether runs with different values are different experiments, rather than
             repetitions of one.
+        tag: whether it is logged as a tag of the run, rather than as a parameter.
+        also_called: other names, by which people look for it.
         name, kind, default: name, type and default of the field.
     """
 
@@ -91,6 +93,8 @@ class Option:
     metavar: str | None = None
     preset: bool = True
     decides: bool = True
+    tag: bool = False
+    also_called: tuple[str, ...] = ()
     name: str = ""
     kind: type = str
     default: Any = None

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
 from fashion.errors import FashionError, SettingError
+from fashion.settings import document
 from fashion.settings.experiment import OPTIONS
 from fashion.settings.option import Finite, option, options_of
 
@@ -61,7 +61,7 @@ Value = str | int | float | bool
 
 
 class SpaceError(FashionError):
-    """The file cannot be read, or is not a valid search space."""
+    """The file is not a valid search space."""
 
 
 @dataclass(frozen=True)
@@ -106,31 +106,19 @@ def read(path: Path) -> Space:
     """Read a search space.
 
     Raises:
-        SpaceError: the file cannot be read, or is not a search space.
+        DocumentError: the file cannot be read, or is not YAML.
+        SpaceError: it is not a search space.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not text"
-        raise SpaceError(f"cannot read {path}: {reason}") from error
-    return parse(text, str(path))
+    return parse(document.read(path), str(path))
 
 
 def parse(text: str, source: str) -> Space:
     """Parse a search space; `source` is the file name for error messages.
 
     Raises:
-        SpaceError: `text` is not a search space.
+        DocumentError, SpaceError: `text` is not a search space.
     """
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise SpaceError(f"{source}{where}: not valid YAML") from error
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise SpaceError(f"{source}: must map option names to values")
-    named = {name.replace("-", "_"): value for name, value in content.items()}
+    named = document.parse(text, source)
     dimensions = {name: _dimension(source, name, value) for name, value in named.items()}
     space = Space(dimensions, text)
     if not space.searched:

@@ -9,8 +9,8 @@ from mlflow.entities import Metric, Param, Run, RunStatus, RunTag
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from fashion.errors import FashionError
+from fashion.settings.tags import ENVIRONMENT_TAGS, FAILURE_TAG, TRIAL_TAG
 from fashion.tracking import runs
-from fashion.tracking.runs import FAILURE_TAG, TRIAL_TAG
 
 
 class SweepError(FashionError):
@@ -96,7 +96,7 @@ class Children:
 
         Args:
             trial: id of the trial.
-            params: its parameters.
+            params: what `build` returned for it.
             epochs: `loop.Epoch.summary` of every epoch so far.
             node: the cluster node that trained it last.
         """
@@ -106,8 +106,11 @@ class Children:
             for number, epoch in enumerate(epochs[done:], done + 1)
             for name, value in epoch["metrics"].items()
         ]
-        logged = [Param(name, str(value)) for name, value in params.items()] if not done else []
-        tags = [RunTag(NODE_TAG, node)]
+        logged, tags = [], [RunTag(NODE_TAG, node)]
+        if not done:
+            settings = params.keys() - set(ENVIRONMENT_TAGS)
+            logged = [Param(name, str(params[name])) for name in settings]
+            tags += [RunTag(name, str(params[name])) for name in ENVIRONMENT_TAGS]
         self._client.log_batch(self.run_id(trial), metrics=metrics, params=logged, tags=tags)
         self._logged[trial] = len(epochs)
 

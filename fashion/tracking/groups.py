@@ -7,7 +7,7 @@ finished and what is computed from them is logged.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import mlflow
@@ -16,6 +16,7 @@ from fashion import advice
 from fashion.data.dataset import FashionMNIST
 from fashion.files import replacing
 from fashion.settings.experiment import Experiment
+from fashion.settings.tags import CHANGES_TAG
 from fashion.tracking import checkpoint, runs, store, training
 from fashion.tracking.checkpoint import CheckpointError
 from fashion.tracking.environment import code, differences
@@ -34,6 +35,7 @@ class Group:
         code: `environment.code` of the process that began.
         children: ids of the children's runs, as far as they were begun.
         changes: changes of the code that the user has allowed.
+        tags: tags that the user gave, of the parent and the children.
     """
 
     entry_point: str
@@ -43,6 +45,7 @@ class Group:
     code: dict[str, str] = field(default_factory=code)
     children: list[str] = field(default_factory=list)
     changes: list[str] = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)
 
 
 def plan(
@@ -113,6 +116,7 @@ def completed(
     dataset: FashionMNIST,
     run_id: str = "",
     *,
+    tags: Mapping[str, str] | None = None,
     system_metrics: bool = False,
     allow_changes: bool = False,
 ) -> Iterator[tuple[str, list[str]]]:
@@ -123,6 +127,7 @@ def completed(
         name: name of a new parent run.
         dataset: the verified dataset.
         run_id: the parent run to resume, "" for a new one.
+        tags: tags of a new parent run and its children.
         system_metrics: sample CPU, memory and network use during the runs.
         allow_changes: as for `training.resume`.
 
@@ -138,8 +143,13 @@ def completed(
         if run_id:
             group = _read(run_id)
             _accept_code(run_id, group, allow_changes)
+        else:
+            group = replace(group, tags=dict(tags or {}))
         with runs.running(
-            run_id or None, name=None if run_id else name, system_metrics=system_metrics
+            run_id or None,
+            name=None if run_id else name,
+            tags=group.tags,
+            system_metrics=system_metrics,
         ) as parent:
             if run_id:
                 runs.nest_launcher_run(run_id)
@@ -148,7 +158,7 @@ def completed(
                 _save(run_id, group)
                 if group.changes:
                     with store.refusals(store.START_IT):
-                        mlflow.set_tag(training.CHANGES_TAG, "; ".join(group.changes))
+                        mlflow.set_tag(CHANGES_TAG, "; ".join(group.changes))
                 _train_rest(run_id, group, dataset, system_metrics, allow_changes)
                 yield run_id, group.children
             except KeyboardInterrupt:
@@ -175,8 +185,6 @@ def _train_rest(
     distributed.share(len(left))
     for number in left:
         experiment = training.experiment_of(group.experiments[number])
-        seed = f", seed {experiment.recipe.seed}" if group.seeds > 1 else ""
-        print(f"Training {experiment.model}{seed}", flush=True)
         if number < len(group.children) and checkpoint.exists(group.children[number]):
             training.resume(
                 group.children[number],
@@ -191,7 +199,14 @@ def _train_rest(
             group.children[number : number + 1] = [child]
             _save(run_id, group)
 
-        training.train(experiment, dataset, nested=True, system_metrics=system_metrics, begun=begun)
+        training.train(
+            experiment,
+            dataset,
+            tags=group.tags,
+            nested=True,
+            system_metrics=system_metrics,
+            begun=begun,
+        )
 
 
 def _finished(child: str) -> bool:

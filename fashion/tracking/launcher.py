@@ -13,11 +13,13 @@ from contextlib import suppress
 
 import psutil
 
+from fashion.settings.tags import FAILURE_TAG
+
 # MLflow deletes the variable when the entry point opens the run.
 VARIABLE = "MLFLOW_RUN_ID"
-# Tag with the reason why a run did not finish.
-FAILURE_TAG = "failure"
 INTERRUPTED = "interrupted"
+# Most characters of a command's output in a note; MLflow allows 8,000 in all.
+LONGEST_NOTE = 7_000
 # How long to wait for `mlflow run` to end before KILLED is restored.
 EXIT_SECONDS = 60
 
@@ -34,6 +36,19 @@ def refuse(run_id: str, entry_point: str, message: str) -> None:
     client = MlflowClient()
     client.set_tag(run_id, FAILURE_TAG, message)
     client.update_run(run_id, name=f"{entry_point}, refused")
+
+
+def describe(run_id: str, entry_point: str, printed: str) -> None:
+    """Name the run after its entry point, unless a person has named it, and say what it printed."""
+    from mlflow import MlflowClient
+    from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+
+    from fashion.tracking.runs import is_generated
+
+    client = MlflowClient()
+    client.set_tag(run_id, MLFLOW_RUN_NOTE, f"```text\n{printed}\n```\n")
+    if is_generated(client.get_run(run_id).info.run_name or ""):
+        client.update_run(run_id, name=entry_point)
 
 
 def restore_killed_later(run_id: str) -> None:

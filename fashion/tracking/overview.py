@@ -8,22 +8,21 @@ from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from fashion import advice
-from fashion.analysis import summary
+from fashion.analysis import markdown
 from fashion.data.dataset import FashionMNIST
 from fashion.settings.metrics import METRICS
-from fashion.settings.task import CHAMPION_URI
+from fashion.settings.task import MODEL_NAME
+from fashion.tracking.card import use_it
 from fashion.tracking.records import log_lineage
-
-USE_IT = f"""\
-```python
-import mlflow
-
-model = mlflow.pytorch.load_model("{CHAMPION_URI}")
-```"""
 
 
 def describe_comparison(
-    table: pd.DataFrame, dataset: FashionMNIST, val_size: int, registration: str
+    table: pd.DataFrame,
+    dataset: FashionMNIST,
+    val_size: int,
+    registration: str,
+    *,
+    registered: bool,
 ) -> None:
     """Log to the active run which child is best, and what all of them achieve.
 
@@ -31,7 +30,8 @@ def describe_comparison(
         table: the children, best first, from `query.runs` or `query.groups`.
         dataset: the dataset.
         val_size: number of its training images that were held out.
-        registration: what was registered, one fact a line.
+        registration: what was registered and why, or why nothing was, one fact a line.
+        registered: whether there is a champion to use.
     """
     best = table.iloc[0]
     shown = [name for name in table.columns if name.removesuffix("_mean") in METRICS]
@@ -47,10 +47,10 @@ def describe_comparison(
     _set_note(
         [
             f"### {best['model']} is the best of {len(table)} models",
-            _markdown_table(header, rows),
-            summary.picture(_active().info.run_id, "Comparison", "comparison.png"),
+            markdown.table(header, rows),
+            markdown.picture(_active().info.run_id, "Comparison", "comparison.png"),
             *registration.splitlines(),
-            f"**Use the champion.**\n\n{USE_IT}",
+            *([_use_it()] if registered else []),
             f"**Again.** `{advice.command('main')}`",
         ]
     )
@@ -68,7 +68,7 @@ def describe_seeds(spread: Mapping[str, tuple[float, float]]) -> None:
     _set_note(
         [
             f"### {_active().info.run_name}",
-            _markdown_table(["metric", "mean ± standard deviation"], rows),
+            markdown.table(["metric", "mean ± standard deviation"], rows),
         ]
     )
 
@@ -79,19 +79,23 @@ def describe_sweep(run_id: str, trial: str, accuracy: float, again: str) -> None
         [
             f"### Best trial: {_link(run_id, trial)}, {accuracy:.2%} validation accuracy",
             f"**Train it again, and test it.**\n\n```sh\n{again}\n```",
-            summary.picture(_active().info.run_id, "Trials", "parallel_coordinates.png"),
+            markdown.picture(_active().info.run_id, "Trials", "parallel_coordinates.png"),
         ]
     )
 
 
 def _set_note(paragraphs: Sequence[str]) -> None:
-    mlflow.set_tag(MLFLOW_RUN_NOTE, "\n\n".join(paragraphs) + "\n")
+    mlflow.set_tag(MLFLOW_RUN_NOTE, markdown.text(paragraphs))
 
 
 def _active() -> Run:
     run = mlflow.active_run()
     assert run is not None
     return run
+
+
+def _use_it() -> str:
+    return f"**Use the champion of [{MODEL_NAME}](#/models/{MODEL_NAME}).**\n\n{use_it(MODEL_NAME)}"
 
 
 def _link(run_id: str, text: str) -> str:
@@ -108,11 +112,3 @@ def _cell(row: pd.Series, name: str) -> str:
     if grouped and pd.notna(row[f"{name}_std"]):
         text += f" ± {format(row[f'{name}_std'] * metric.scale, metric.spec)}"
     return f"{text} {unit}".rstrip()
-
-
-def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    # MLflow's UI leaves no space between the columns.
-    spaced = [[f"{cell}&emsp;" for cell in line] for line in (header, *rows)]
-    lines = [spaced[0], rule, *spaced[1:]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

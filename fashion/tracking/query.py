@@ -31,6 +31,8 @@ COLUMNS = ["model", *METRICS, *PARAMS, *ATTRIBUTES]
 # Runs with equal values of all of these are repetitions of one experiment.
 GROUP_KEY = [name for name, option in LOGGED.items() if option.decides]
 ALL = "all"
+# An id, or its first characters as tables of runs show them.
+RUN_ID = "[0-9a-f]{8,32}"
 NEWEST_FIRST = ["attributes.start_time DESC"]
 FINISHED = "attributes.status = 'FINISHED'"
 UNFINISHED = "attributes.status != 'FINISHED'"
@@ -124,18 +126,27 @@ def model_uri(text: str) -> str:
         CompareError: no run, or more than one, has such an id.
         RegistryError: the run logged no model.
     """
-    if not re.fullmatch("[0-9a-f]{8,32}", text):
-        return text
+    return models.model_uri(run(text)) if re.fullmatch(RUN_ID, text) else text
+
+
+def run(beginning: str) -> Run:
+    """Return the run whose id has this beginning, of 8 or more characters.
+
+    Raises:
+        CompareError: there is none, or more than one.
+    """
+    if not re.fullmatch(RUN_ID, beginning):
+        raise CompareError(f"{beginning} is not the id of a run, or its first 8 characters")
     found = mlflow.search_runs(
         search_all_experiments=True,
-        filter_string=f"attributes.run_id LIKE '{text}%'",
+        filter_string=f"attributes.run_id LIKE '{beginning}%'",
         output_format="list",
     )
     if len(found) != 1:
-        several = " and ".join(run.info.run_id for run in found)
+        several = " and ".join(each.info.run_id for each in found)
         problem = f"is the beginning of {several}" if found else "is no run of this tracking store"
-        raise CompareError(f"{text} {problem}")
-    return models.model_uri(found[0])
+        raise CompareError(f"{beginning} {problem}")
+    return found[0]
 
 
 def _best_first(table: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -239,7 +250,8 @@ def _table(found: Sequence[Run]) -> pd.DataFrame:
         {
             "model": run.data.tags["model"],
             **{name: _stored(run.data.metrics.get(name, math.nan)) for name in METRICS},
-            **{name: run.data.params.get(name) for name in PARAMS},
+            # Earlier versions logged what are tags now as parameters.
+            **{name: run.data.params.get(name, run.data.tags.get(name)) for name in PARAMS},
             "run_name": run.info.run_name,
             "run_id": run.info.run_id,
             "status": run.info.status,

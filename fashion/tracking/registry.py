@@ -15,7 +15,7 @@ from fashion.errors import RegistryError
 from fashion.settings.comparison import Query
 from fashion.settings.task import CHAMPION
 from fashion.tracking import selection, versions
-from fashion.tracking.card import model_card
+from fashion.tracking.card import model_card, registered_model
 from fashion.tracking.evidence import Measurement, measure
 from fashion.tracking.models import model_uri
 from fashion.tracking.store import START_IT, reason
@@ -102,6 +102,8 @@ def register(
             _set_tags(client, name, registered.number, tags)
         if not registered.description:
             client.update_model_version(name, registered.number, description=found.card)
+        if not client.get_registered_model(name).description:
+            client.update_registered_model(name, registered_model(name))
         number, why = promote(client, name, query.metric)
         return Registration(
             name,

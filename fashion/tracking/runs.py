@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 
@@ -20,9 +20,9 @@ from mlflow.utils.mlflow_tags import (
 
 from fashion import advice
 from fashion.errors import TrackingError
+from fashion.settings.tags import FAILURE_TAG, MODEL_TAG, TRIAL_TAG
 from fashion.tracking import checkpoint
 from fashion.tracking.launcher import (
-    FAILURE_TAG,
     INTERRUPTED,
     VARIABLE,
     restore_killed_later,
@@ -37,18 +37,15 @@ from fashion.tracking.store import (
     without_credentials,
 )
 
-# Tag with the model's name; it marks the training runs among the runs of an experiment.
-MODEL_TAG = "model"
 # Tag with the colour of the run in the UI's charts.
 COLOR_TAG = "mlflow.runColor"
-# Tag with the id of the sweep's trial that a run belongs to.
-TRIAL_TAG = "trial"
 
 
 @contextmanager
 def running(
     run_id: str | None = None,
     name: str | None = None,
+    tags: Mapping[str, str] | None = None,
     nested: bool = False,
     system_metrics: bool = False,
 ) -> Iterator[Run]:
@@ -61,6 +58,7 @@ def running(
     Args:
         run_id: run to reopen; the caller holds its lock.
         name: name of a new run.
+        tags: tags to set.
         nested: make the run a child of the active one.
         system_metrics: sample CPU, memory and network use during the run.
 
@@ -77,6 +75,7 @@ def running(
             mlflow.start_run,
             run_id=run_id,
             run_name=name,
+            tags=dict(tags) if tags else None,
             nested=nested,
             log_system_metrics=system_metrics,
         )
@@ -128,10 +127,10 @@ def _unused(run_id: str, name: str | None) -> str | None:
             f"run {run_id} has been used already ({run.info.status}): unset MLFLOW_RUN_ID, and omit"
             " --run-id"
         )
-    return name if _is_generated(run.info.run_name or "") else run.info.run_name
+    return name if is_generated(run.info.run_name or "") else run.info.run_name
 
 
-def _is_generated(name: str) -> bool:
+def is_generated(name: str) -> bool:
     """Return whether MLflow made up the name of a run, such as bold-shrew-123."""
     words = re.fullmatch(r"([a-z]+)-([a-z]+)-\d*", name)
     return not name or (

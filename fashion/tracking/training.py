@@ -18,12 +18,19 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 from torch import nn
 
 from fashion import advice
-from fashion.analysis import predictions, summary, tables
+from fashion.analysis import markdown, predictions, summary, tables
 from fashion.analysis.predictions import Predictions
 from fashion.analysis.style import color_of
 from fashion.data.dataset import FashionMNIST, Subset
 from fashion.errors import SettingError
 from fashion.settings.experiment import Experiment, Recipe
+from fashion.settings.tags import (
+    CHANGES_TAG,
+    CONTINUED_TAG,
+    CONTINUES_TAG,
+    ENVIRONMENT_TAGS,
+    MODEL_TAG,
+)
 from fashion.tracking import checkpoint, runs, store
 from fashion.tracking.checkpoint import CheckpointError
 from fashion.tracking.environment import MAY_CHANGE, differences, environment
@@ -39,11 +46,6 @@ from fashion.training import distributed, evaluation, loop
 from fashion.training.build import build
 
 SETTINGS_ARTIFACT = "settings.yaml"
-# Tag with what changed around a run before it was resumed, if the user allowed that.
-CHANGES_TAG = "resumed_with_changes"
-# Tags of a run that was resumed with another number of epochs, and of the run that this became.
-CONTINUED_TAG = "continued_as"
-CONTINUES_TAG = "continues"
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,8 @@ def train(
     experiment: Experiment,
     dataset: FashionMNIST,
     *,
+    name: str = "",
+    tags: Mapping[str, str] | None = None,
     nested: bool = False,
     system_metrics: bool = False,
     begun: Callable[[str], None] = lambda _: None,
@@ -65,6 +69,8 @@ def train(
     Args:
         experiment: what to train.
         dataset: the verified dataset.
+        name: name of the run; the model's if empty.
+        tags: tags of the run.
         nested: make the run a child of the active one.
         system_metrics: sample CPU, memory and network use during the run.
         begun: called with the run's id, before anything is trained.
@@ -79,7 +85,9 @@ def train(
     """
     digest = dataset.split(experiment.val_size)[0].digest
     model, params = build(experiment, digest)
-    with runs.running(name=experiment.model, nested=nested, system_metrics=system_metrics) as run:
+    with runs.running(
+        name=name or experiment.model, tags=tags, nested=nested, system_metrics=system_metrics
+    ) as run:
         record = {
             "experiment": experiment.to_dict(),
             "params": params,
@@ -360,16 +368,18 @@ def _complete(
     training, validation = dataset.split(experiment.val_size)
     with store.refusals(store.START_IT):
         mlflow.set_tags(
-            {runs.MODEL_TAG: experiment.model, runs.COLOR_TAG: color_of(experiment.model)}
+            {MODEL_TAG: experiment.model, runs.COLOR_TAG: color_of(experiment.model)}
+            | {name: str(record["params"][name]) for name in ENVIRONMENT_TAGS}
         )
         if record.get("changes"):
             mlflow.set_tag(CHANGES_TAG, "; ".join(record["changes"]))
-        log_params(run, record["params"])
+        params = record["params"]
+        log_params(run, {name: params[name] for name in params.keys() - set(ENVIRONMENT_TAGS)})
         log_lineage(training, validation, dataset.test)
     # Before training: a store of artifacts that refuses files would refuse the model, hours later.
     with store.refusals("its artifacts cannot be stored"):
         mlflow.log_dict(record["experiment"], SETTINGS_ARTIFACT)
-    logged = _fit(run, record, model, training, validation, recipe)
+    logged = _fit(run, record, experiment, model, training, validation)
 
     epochs = record["epochs"]
     history = pd.DataFrame([epoch["metrics"] for epoch in epochs], range(1, len(epochs) + 1))
@@ -378,7 +388,7 @@ def _complete(
     # Test the model as it will be loaded: on the CPU, with PyTorch's kernels.
     model.to("cpu")
     test = evaluation.evaluate(model, dataset.test)
-    print(f"test loss {test.loss:.4f}, accuracy {test.accuracy:.2%}", flush=True)
+    print(summary.final(test), flush=True)
     calibration = tables.calibration(dataset.test.labels, test.logits)
     final = {
         "test_loss": test.loss,
@@ -418,30 +428,35 @@ def _complete(
             log_pictures(run, summary.pictures(Path(folder)))
             log_per_class(run, dataset.test, test)
             text = summary.note(
-                run.info.run_id,
                 experiment.model,
                 record["params"]["num_parameters"],
                 recipe,
                 metrics | final,
                 pairs,
+                advice.command("train", config=f"runs:/{run.info.run_id}"),
             )
-            mlflow.set_tag(MLFLOW_RUN_NOTE, text)
+            MlflowClient().set_logged_model_tags(model_id, {MLFLOW_RUN_NOTE: text})
+            picture = markdown.picture(run.info.run_id, "Confusion matrix", "confusion_matrix.png")
+            mlflow.set_tag(MLFLOW_RUN_NOTE, f"{text}\n{picture}\n")
 
 
 def _fit(
     run: Run,
     record: dict[str, Any],
+    experiment: Experiment,
     model: nn.Module,
     training: Subset,
     validation: Subset | None,
-    recipe: Recipe,
 ) -> int:
     """Train from the checkpoint `record` to the end, saving and logging each epoch.
 
     Returns:
         The number of epochs that were logged successfully.
     """
-    epochs, logged = record["epochs"], 0
+    recipe, epochs, logged = experiment.recipe, record["epochs"], 0
+    if not record["trained"]:
+        held_out = 0 if validation is None else len(validation)
+        print(summary.header(experiment, record["params"], len(training), held_out), flush=True)
     if epochs:
         print(f"Resuming run {run.info.run_id} after epoch {len(epochs)}", flush=True)
     distributed.share({key: record[key] for key in ("experiment", "state")})

@@ -10,7 +10,7 @@ import json
 import shlex
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,17 @@ from mlflow.utils.mlflow_tags import (
 )
 
 from fashion.analysis.summary import PICTURES
+from fashion.settings.experiment import OPTIONS
 from fashion.settings.metrics import DEFAULT_METRIC
+from fashion.settings.tags import MODEL_TAG, TRIAL_TAG
 from fashion.settings.task import HOMEPAGE
 from fashion.tracking import store
-from fashion.tracking.runs import MODEL_TAG, TRIAL_TAG
 
 MODELS_VIEW = "compare-models"
 SWEEP_VIEW = "sweep"
+# So many runs say which settings differ, of which so many are shown.
+COMPARED_RUNS = 100
+MOST_SETTINGS = 8
 LOCAL_SERVER = "http://127.0.0.1:5000"
 _PREFIX = "mlflow.sharedViewState."
 _NOTE = f"""\
@@ -42,22 +46,30 @@ view **Sweep** shows the trials of hyperparameter searches. Parent runs sum up t
 
 
 def publish(experiment_id: str) -> None:
-    """Describe an experiment and give it the views, unless it has them already.
+    """Describe an experiment and give it the views of its newest runs.
 
     A user without permission to change the experiment gets neither, and no error.
     """
     client = MlflowClient()
-    with suppress(MlflowException), store.single_attempt():
+    with suppress(MlflowException):
         tags = client.get_experiment(experiment_id).tags
-        for key, value in _tags().items():
+        for key, value in _tags(experiment_id).items():
             if tags.get(key) != value and not (key == MLFLOW_RUN_NOTE and key in tags):
                 client.set_experiment_tag(experiment_id, key, value)
 
 
 def advice(run_id: str, view: str = MODELS_VIEW) -> str:
-    """Return where to look at a run among the others of its experiment, which gets the views."""
-    experiment_id = MlflowClient().get_run(run_id).info.experiment_id
-    publish(experiment_id)
+    """Return where to look at a run among the others of its experiment, which gets the views.
+
+    What was trained stays valid if the tracking store does not answer any more: then the advice is
+    to look later.
+    """
+    try:
+        with store.single_attempt():
+            experiment_id = MlflowClient().get_run(run_id).info.experiment_id
+            publish(experiment_id)
+    except Exception as error:  # as in store.refusals
+        return f"The tracking store does not answer now ({store.reason(error)}): look at it later."
     uri = mlflow.get_tracking_uri()
     server = uri.rstrip("/") if store.is_server() else LOCAL_SERVER
     link = (
@@ -75,16 +87,32 @@ def advice(run_id: str, view: str = MODELS_VIEW) -> str:
     )
 
 
-def _tags() -> dict[str, str]:
+def _tags(experiment_id: str) -> dict[str, str]:
     """Return the tags of an experiment that describe it and hold its views."""
     return {
         MLFLOW_RUN_NOTE: _NOTE,
         "mlflow.experimentKind": "custom_model_development",
         MLFLOW_EXPERIMENT_PRIMARY_METRIC_NAME: DEFAULT_METRIC,
         MLFLOW_EXPERIMENT_PRIMARY_METRIC_GREATER_IS_BETTER: "True",
-        _PREFIX + MODELS_VIEW: _shared("Compare models", _models_view()),
-        _PREFIX + SWEEP_VIEW: _shared("Sweep", _sweep_view()),
+        _PREFIX + MODELS_VIEW: _shared(
+            "Compare models", _models_view(_differing(experiment_id, MODEL_TAG))
+        ),
+        _PREFIX + SWEEP_VIEW: _shared("Sweep", _sweep_view(_differing(experiment_id, TRIAL_TAG))),
     }
+
+
+def _differing(experiment_id: str, tag: str) -> list[str]:
+    """Return the settings in which the newest runs with a tag differ, the model first."""
+    newest = MlflowClient().search_runs(
+        [experiment_id],
+        f"tags.`{tag}` != ''",
+        max_results=COMPARED_RUNS,
+        order_by=["attributes.start_time DESC"],
+    )
+    values = {name: {run.data.params.get(name) for run in newest} for name in OPTIONS}
+    # Networks without an option log none; that alone makes no difference worth an axis.
+    differing = [name for name in OPTIONS if len(values[name] - {None}) > 1]
+    return differing[:MOST_SETTINGS]
 
 
 def _shared(name: str, state: dict[str, Any]) -> str:
@@ -93,7 +121,8 @@ def _shared(name: str, state: dict[str, Any]) -> str:
     return json.dumps({"name": name, "createdAt": 0, "updatedAt": 0, "state": f"deflate;{packed}"})
 
 
-def _models_view() -> dict[str, Any]:
+def _models_view(differing: Sequence[str]) -> dict[str, Any]:
+    settings = list(dict.fromkeys(["model", *differing]))
     best, wrong = "Which model is best?", "What does it get wrong?"
     charts = [
         _bar(best, "val_accuracy"),
@@ -101,34 +130,42 @@ def _models_view() -> dict[str, Any]:
         _scatter(best, "train_seconds", "test_accuracy"),
         _lines(best, "val_accuracy", "Validation accuracy after each epoch"),
         _lines(best, "train_loss", "Training loss of each epoch"),
-        _parallel(best, ["model", "lr", "epochs"]),
+        _parallel(best, settings),
         *(_images(wrong, key) for key in PICTURES),
     ]
     columns = ["val_accuracy", "test_accuracy", "train_seconds"]
-    return _view([best, wrong], charts, columns, ["model", "epochs", "lr", "seed"], MODEL_TAG)
+    # A picture of each model fits into one row.
+    return _view({best: (3, 330), wrong: (1, 430)}, charts, columns, settings, MODEL_TAG)
 
 
-def _sweep_view() -> dict[str, Any]:
+def _sweep_view(searched: Sequence[str]) -> dict[str, Any]:
     found, course = "What was found?", "How did the trials go?"
-    searched = ["lr", "batch_size", "optimizer", "momentum", "hidden_units"]
     charts = [
         _parallel(found, searched),
         _bar(found, "val_accuracy", runs=50),
-        _scatter(found, "lr", "val_accuracy", x_is="PARAM"),
+        *(_scatter(found, name, "val_accuracy", x_is="PARAM") for name in searched),
         _lines(course, "val_accuracy", "Validation accuracy after each epoch"),
         _lines(course, "train_loss", "Training loss of each epoch"),
     ]
-    return _view([found, course], charts, ["val_accuracy", "val_loss"], searched, TRIAL_TAG)
+    columns = ["val_accuracy", "val_loss"]
+    return _view({found: (2, 360), course: (2, 360)}, charts, columns, searched, TRIAL_TAG)
 
 
 def _view(
-    sections: Sequence[str],
+    sections: Mapping[str, tuple[int, int]],
     charts: Sequence[dict[str, Any]],
     metrics: Sequence[str],
     params: Sequence[str],
     tag: str,
 ) -> dict[str, Any]:
-    """Return a view of the runs that have `tag`: these charts, and these columns of the table."""
+    """Return a view of the runs that have `tag`.
+
+    Args:
+        sections: by name, the number of charts side by side, and their height in pixels.
+        charts: the charts of all sections.
+        metrics, params: columns of the table.
+        tag: the tag.
+    """
     return {
         "compareRunSections": [
             {
@@ -138,8 +175,10 @@ def _view(
                 "isReordered": False,
                 "deleted": False,
                 "isGenerated": False,
+                "columns": columns,
+                "cardHeight": height,
             }
-            for name in sections
+            for name, (columns, height) in sections.items()
         ],
         "compareRunCharts": [
             {"uuid": f"{index}", "deleted": False, "isGenerated": False, **chart}

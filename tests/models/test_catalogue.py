@@ -103,7 +103,7 @@ def test_the_seed_determines_the_weights_and_nothing_else() -> None:
 
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(SettingError, match="baseline, nonlinear"):
-        catalogue.build("resnet9000", seed=42)
+        catalogue.build("unheard-of", seed=42)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The commands refuse bad input in one line, before any run is created."""
 
+import re
 import statistics
 import subprocess
 import sys
@@ -123,10 +124,20 @@ def test_test_time_augmentation_is_logged_beside_the_plain_accuracy(invoke) -> N
         assert 0 < run.data.metrics[f"{split}_accuracy_tta"] < 1
 
 
-def test_an_unknown_model_is_a_usage_error_that_lists_the_known(invoke) -> None:
-    result = invoke(train, ["--model", "resnet9000"])
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        (["--model", "unheard-of"], "baseline, nonlinear, nonlinear-fixed, cnn"),
+        (["--model", "resnet18"], "did you mean torchvision:resnet18?"),
+        (["--model", "resnet9"], "did you mean resnet?"),
+        (["--learning-rate", "1"], "Did you mean '--lr'?"),
+        (["--batchsize", "1"], "'--batch-size'"),
+    ],
+)
+def test_a_usage_error_says_what_was_meant(invoke, arguments: list[str], advice: str) -> None:
+    result = invoke(train, arguments)
     assert result.exit_code == 2
-    assert "baseline, nonlinear, nonlinear-fixed, cnn" in result.stderr
+    assert advice in result.stderr
     assert runs() == []
 
 
@@ -154,9 +165,14 @@ def test_train_reports_its_epochs_and_its_run(invoke) -> None:
     result = invoke(train, ["--model", "baseline", "--epochs", "2", "--val-size", "200"])
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    assert lines[0].startswith("epoch 1/2: train loss ")
-    assert lines[1].startswith("epoch 2/2: train loss ")
-    assert max(map(len, lines[:3])) <= 88
+    assert lines[0] == "Training baseline, 7,960 parameters"
+    assert lines[1] == "  2 epochs of sgd, lr 0.1, batch 32, seed 42"
+    conditions = r"  1,800 images, 200 held out; cpu, \d+ threads?, \w+ kernels"
+    assert re.fullmatch(conditions, lines[2])
+    assert lines[3].startswith("epoch 1/2  train ")
+    assert lines[4].startswith("epoch 2/2  train ")
+    assert lines[5].startswith("test ")
+    assert max(map(len, lines[:6])) <= 80
     (run,) = runs()
     assert f"Logged as run {run.info.run_id}" in lines
 

@@ -25,8 +25,8 @@ CONDA = yaml.safe_load((ROOT / "conda.yaml").read_text())
 
 
 def test_every_command_is_an_entry_point() -> None:
-    modules = {path.stem for path in (ROOT / "entrypoints").glob("*.py")}
-    assert set(PROJECT["entry_points"]) == modules - {"__init__"}
+    modules = {path.stem for path in (ROOT / "entrypoints").glob("[!_]*.py")}
+    assert set(PROJECT["entry_points"]) == modules
 
 
 def test_mlproject_is_what_the_commands_declare() -> None:
@@ -34,10 +34,12 @@ def test_mlproject_is_what_the_commands_declare() -> None:
 
 
 @pytest.mark.parametrize("entry_point", PROJECT["entry_points"])
-def test_every_default_of_mlproject_is_one_that_no_preset_decides(entry_point: str) -> None:
+def test_every_default_of_mlproject_is_one_that_no_preset_and_no_file_decides(
+    entry_point: str,
+) -> None:
     parameters = PROJECT["entry_points"][entry_point]["parameters"]
-    if "preset" in parameters:
-        assert not any(OPTIONS[name].preset for name in parameters.keys() & OPTIONS.keys())
+    if any(option.name == "config" for option in mlproject.command_of(entry_point).params):
+        assert not parameters.keys() & OPTIONS.keys()
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -1,55 +1,163 @@
-"""What a person sees in MLflow's UI at the address that the commands print; needs Chromium."""
+"""What a person sees on the pages of MLflow's UI after the first command; needs Chromium.
+
+`pytest -n 0 tests/system/test_ui.py --screenshots docs/ui` trains on all images and photographs the
+pages.
+"""
 
 import re
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import mlflow
 import pytest
 from click.testing import Result
+from mlflow.entities import Run
+from playwright.sync_api import Page, expect, sync_playwright
 
 from entrypoints.main import main
 from fashion.analysis import figures, summary
+from fashion.data import dataset as dataset_module
+from fashion.settings.tags import TRIAL_TAG
 from fashion.tracking import views
 from tests.server import Server
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
+# For the page to show what it is asked for, on a busy machine.
+PATIENCE_MILLISECONDS = 60_000
+TRAINING = "workflowType=machine_learning"
 
 
 @pytest.fixture
-def page(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
-    """Return a function that opens an address of the UI and returns the page's HTML."""
+def page(store: Path) -> Iterator[Page]:
+    """A page of a browser, in which relative addresses are those of a server of the store."""
     if BROWSER is None:
         pytest.skip("Chromium is not installed")
-    profile = tmp_path_factory.mktemp("browser")
     server = Server(store)
     server.start()
-
-    def open_page(address: str) -> str:
-        # All charts in sight: those out of it are not drawn.
-        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1600,2400"]
-        # The time that the page believes to have passed; it waits for the server's answers.
-        options += ["--virtual-time-budget=20000", f"--user-data-dir={profile}", "--dump-dom"]
-        address = address.replace(views.LOCAL_SERVER, server.uri)
-        return subprocess.run(
-            [str(BROWSER), *options, address], capture_output=True, text=True, check=True
-        ).stdout
-
-    yield open_page
+    expect.set_options(timeout=PATIENCE_MILLISECONDS)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page = browser.new_page(base_url=server.uri, viewport={"width": 1600, "height": 1000})
+        page.set_default_timeout(PATIENCE_MILLISECONDS)
+        # Pane and greeting that MLflow shows on a first visit.
+        page.add_init_script(
+            "localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false');"
+            "localStorage.setItem('_mlflow_user_setting_dismiss_next_model_registry_ui', 'true');"
+        )
+        yield page
+        browser.close()
     server.stop()
 
 
-def test_the_printed_address_shows_the_models_compared(
-    invoke: Callable[..., Result], page: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def photograph(page: Page, request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Return a function that takes a picture of the page, if pictures are asked for."""
+    folder = request.config.getoption("--screenshots")
+
+    def photograph(name: str) -> None:
+        if folder:
+            assistant = page.get_by_role("button", name="Close", exact=True)
+            if assistant.is_visible():
+                assistant.click()
+            page.wait_for_timeout(2_000)  # charts move into place
+            page.screenshot(path=Path(folder, f"{name}.png"))
+
+    return photograph
+
+
+@pytest.fixture
+def lab(
+    invoke: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> tuple[str, dict[str, Run]]:
+    """Run main; return the address that it prints, and the runs by name."""
     monkeypatch.setattr(summary, "figures", figures)
-    result = invoke(main, ["--epochs", "1", "--val-size", "200"])
+    if request.config.getoption("--screenshots"):
+        dataset = request.getfixturevalue("dataset")
+        monkeypatch.setattr(dataset_module, "load_dataset", lambda _: dataset)
+        result = invoke(main, [])
+    else:
+        result = invoke(main, ["--epochs", "1", "--val-size", "200"])
     assert result.exit_code == 0, result.output
     (address,) = re.findall(r"http://\S+viewStateShareKey=\S+", result.stdout)
+    runs = mlflow.search_runs(output_format="list")
+    return address.removeprefix(views.LOCAL_SERVER), {run.info.run_name: run for run in runs}
 
-    compared = page(address)
-    for text in ("Which model is best?", "What does it get wrong?", "baseline", "nonlinear", "cnn"):
-        assert text in compared
-    assert "3 matching runs" in re.sub(r"<[^>]*>", "", compared)
-    assert "get-artifact?path=images%2Fconfusion" in compared
+
+def open_at(page: Page, address: str) -> None:
+    """Load a page anew: MLflow's keeps its state where only the part after # changes."""
+    page.goto("about:blank")
+    page.goto(address)
+
+
+def test_each_page_shows_what_was_found(
+    lab: tuple[str, dict[str, Run]], page: Page, photograph: Callable[[str], None]
+) -> None:
+    address, runs = lab
+    parent, best = runs["lab"], runs["cnn"]
+    experiment = f"/#/experiments/{best.info.experiment_id}"
+
+    open_at(page, address)
+    expect(page.get_by_text("3 matching runs")).to_be_visible()
+    for section in ("Which model is best?", "What does it get wrong?"):
+        expect(page.get_by_text(section)).to_be_visible()
+    for model in ("baseline", "nonlinear", "cnn"):
+        expect(page.get_by_role("link", name=model, exact=True).first).to_be_visible()
+    photograph("compare")
+    # Charts below the first screen are drawn when they come into sight.
+    page.set_viewport_size({"width": 1600, "height": 2400})
+    for key in ("confusion", "predictions", "surest"):
+        expect(page.locator(f"img[src*='{key}']")).to_have_count(3)
+    photograph("compare-whole")
+    page.set_viewport_size({"width": 1600, "height": 1000})
+
+    open_at(page, f"{experiment}/runs?{TRAINING}")
+    expect(page.get_by_role("link", name="lab", exact=True)).to_be_visible()
+    expect(page.get_by_text("Image classifiers on")).to_be_visible()
+    photograph("runs")
+
+    open_at(page, f"{experiment}/runs/{parent.info.run_id}?{TRAINING}")
+    expect(page.get_by_text("is the best of 3 models")).to_be_visible()
+    page.get_by_text("Show more").first.click()
+    expect(page.locator("img[src*='comparison.png']")).to_be_visible()
+    expect(page.get_by_text("Use the champion of")).to_be_visible()
+    photograph("parent")
+
+    open_at(page, f"{experiment}/runs/{best.info.run_id}?{TRAINING}")
+    page.get_by_text("Show more").first.click()
+    expect(page.locator("img[src*='confusion_matrix.png']")).to_be_visible()
+    expect(page.get_by_text(f"config runs:/{best.info.run_id}")).to_be_visible()
+    photograph("run")
+
+    open_at(page, f"{experiment}/models?{TRAINING}")
+    for model in ("baseline", "nonlinear", "cnn"):
+        expect(page.get_by_role("link", name=model, exact=True).first).to_be_visible()
+    photograph("models")
+
+    open_at(page, f"{experiment}/models/{best.outputs.model_outputs[0].model_id}?{TRAINING}")
+    expect(page.get_by_text("fashion-mnist-validation").first).to_be_visible()
+    expect(page.get_by_text("Most confused on the test set.")).to_be_attached()
+    photograph("model")
+
+    open_at(page, f"/#/models/fashion-mnist-cnn?{TRAINING}")
+    expect(page.get_by_text("Version 1")).to_be_visible()
+    expect(page.get_by_text("cnn for Fashion-MNIST").first).to_be_visible()
+    photograph("registered")
+
+    open_at(page, f"/#/models/fashion-mnist-cnn/versions/1?{TRAINING}")
+    expect(page.get_by_text("Most confused on the test set.")).to_be_visible()
+    photograph("version")
+
+
+def test_the_view_of_a_sweep_shows_its_trials(
+    train_small: Callable[..., str], page: Page, photograph: Callable[[str], None]
+) -> None:
+    for trial, lr in enumerate((0.01, 0.1)):
+        run_id = train_small(lr=lr)
+        mlflow.MlflowClient().set_tag(run_id, TRIAL_TAG, str(trial))
+    (address,) = re.findall(r"http://\S+", views.advice(run_id, views.SWEEP_VIEW))
+    open_at(page, address.removeprefix(views.LOCAL_SERVER))
+    expect(page.get_by_text("2 matching runs")).to_be_visible()
+    expect(page.get_by_text("What was found?")).to_be_visible()
+    expect(page.locator(".js-plotly-plot").first).to_be_visible()
+    photograph("sweep")

@@ -57,7 +57,7 @@ def log_run(
         found.experiment_id if found else client.create_experiment(experiment),
         start_time=next(_clock),
         tags={"model": model},
-        run_name=name,
+        run_name=name or model,
     )
     run_id = run.info.run_id
     client.log_batch(
@@ -494,13 +494,13 @@ HUGE = {
 def test_the_table_of_runs_fits_a_terminal_and_cuts_no_cell(model: str, metric: str) -> None:
     huge = {"epochs": 100_000, "num_parameters": 452_985_866, "seed": 2**32 - 1}
     run_id = log_run(model, metrics=HUGE, **huge)
-    log_run(status="SCHEDULED", **huge)
+    log_run(status="SCHEDULED", epochs=99_999, seed=3)
 
     lines = table_lines("--metric", metric)
     assert max(map(cell_len, lines)) <= 80
     text = "\n".join(lines)
     assert "…" not in text
-    for whole in (run_id[:8], "100.00", "4294967295", "4.53e8", "SCHEDULED"):
+    for whole in (run_id[:8], "100.00", "4294967295", "100000", "SCHEDULED"):
         assert whole in text
     assert model in "".join(line.split(" ")[0] for line in lines)
     if metric != "val_accuracy":
@@ -521,12 +521,13 @@ def test_the_table_of_groups_fits_a_terminal_and_cuts_no_cell(model: str, metric
         metrics = {name: value * (1 + seed) for name, value in HUGE.items()}
         metrics |= {"val_accuracy": seed / 2, "test_accuracy": seed / 2, "test_loss": seed}
         log_run(model, metrics=metrics, seed=seed, **settings)
+        log_run(model, metrics=metrics, seed=seed)
 
     lines = table_lines("--group", "--metric", metric)
     assert max(map(cell_len, lines)) <= 80
     text = "\n".join(lines)
     assert "…" not in text
-    for whole in ("50.00±50.00", "1000", "60000", "0.0123", "4096", "5000"):
+    for whole in ("50.00±50.00", "1000", "60000", "4096"):
         assert whole in text
     assert model in "".join(line.split(" ")[0] for line in lines)
     if METRICS[metric].lower_is_better:
@@ -548,6 +549,7 @@ def test_an_infinite_loss_reads_as_such(output_format: str) -> None:
 
 def test_the_header_of_groups_reads_by_columns() -> None:
     log_run()
+    log_run(hidden_units=11, val_size=4999)
     upper, lower = table_lines("--group")[:2]
     assert upper.split()[-2:] == ["hidden", "val"]
     assert lower.split()[-2:] == ["units", "size"]
@@ -600,7 +602,8 @@ def test_usual_numbers_are_shown_in_full_with_every_metric() -> None:
     run_id = log_run("nonlinear", metrics=metrics)
     cells = table_lines()[-1].split()
     assert cells[:7] == ["nonlinear", "87.65", "0.3457", "86.54", "0.3568", "32.2", "5,125"]
-    assert cells[7:] == ["8,170", "3", "42", run_id[:8]]
+    assert cells[7] == "8,170"
+    assert cells[-1] == run_id[:8]
 
 
 @pytest.mark.parametrize("model", ["[bold]net", "net[/]", ":smile:"])
