@@ -19,9 +19,11 @@ from torch import nn
 
 from fashion import advice
 from fashion.analysis import summary, tables
+from fashion.analysis.calibration import fit_temperature
 from fashion.data.dataset import FashionMNIST, Subset
 from fashion.errors import SettingError
 from fashion.settings.experiment import Experiment, Recipe
+from fashion.settings.metrics import CALIBRATED_ECE, ECE, TEMPERATURE
 from fashion.tracking import checkpoint, runs, store
 from fashion.tracking.checkpoint import CheckpointError
 from fashion.tracking.environment import MAY_CHANGE, differences, environment
@@ -373,10 +375,17 @@ def _complete(
     test = evaluation.evaluate(model, dataset.test)
     print(f"test loss {test.loss:.4f}, accuracy {test.accuracy:.2%}", flush=True)
     calibration = tables.calibration(dataset.test.labels, test.logits)
+    temperature = 1.0
+    if validation is not None:
+        validated = evaluation.predict(model, validation.images)
+        temperature = fit_temperature(validation.labels, validated)
+    calibrated = tables.calibration(dataset.test.labels, test.logits / temperature)
     final = {
         "test_loss": test.loss,
         "test_accuracy": test.accuracy,
-        "test_ece": tables.expected_calibration_error(calibration),
+        ECE: tables.expected_calibration_error(calibration),
+        CALIBRATED_ECE: tables.expected_calibration_error(calibrated),
+        TEMPERATURE: temperature,
         "train_seconds": train_seconds,
         "images_per_second": len(training) * len(epochs) / train_seconds,
     }
@@ -392,7 +401,7 @@ def _complete(
         )
         with store.refusals(f"the trained model is saved; log it with {advice.command('replay')}"):
             _log_epochs(epochs, logged)
-            model_id = log_model(run, model, dataset.test, test)
+            model_id = log_model(run, model, dataset.test, test, temperature)
             mlflow.log_metrics(final, model_id=model_id, timestamp=at["timestamp"])
             mlflow.log_metrics(extra, **at)
             mlflow.log_artifacts(folder)
