@@ -270,7 +270,7 @@ def _read(picture: Any, invert: str) -> tuple[Tensor, bool]:
         if array.dtype.kind == "U":
             return _read(array.item(), invert)
         raise InputError(
-            f"a {type(picture).__name__} is no picture: give the content of an image file (in JSON"
+            f"{type(picture).__name__} is no picture: give the content of an image file (in JSON"
             " as base64), its path, or pixels"
         )
     if array.shape not in SHAPES:

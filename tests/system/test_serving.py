@@ -266,7 +266,7 @@ def test_the_served_champion_takes_pictures_and_refuses_what_is_none(
         (of_pictures(files[0], top=11), "top is 11, not between 1 and 10"),
         ({"inputs": (255 * images).tolist()}, "floats must be within 0 to 1"),
         ({"inputs": images[:, :, :14].tolist()}, "the shape is (7, 1, 14, 28)"),
-        ({"inputs": [None]}, "a NoneType is no picture"),
+        ({"inputs": [None]}, "NoneType is no picture"),
     ):
         assert reason in refusal(server, body)[:80] or reason == "picture 2"
     before = peak(server)
