@@ -189,6 +189,33 @@ def test_grey_noisy_ground_becomes_black(dataset: FashionMNIST) -> None:
     assert black == pytest.approx([black[-1]] * 3, abs=0.1)
 
 
+@pytest.mark.parametrize("garment", [(60, 40, 140, 160), (0, 60, 200, 110)])
+@pytest.mark.parametrize("ground", ["plain", "noisy", "shaded"])
+def test_plain_ground_is_not_cluttered(ground: str, garment: tuple[int, int, int, int]) -> None:
+    levels = np.full((200, 200), 180.0)
+    if ground == "noisy":
+        levels += np.random.default_rng(0).normal(0, 4, levels.shape)
+    if ground == "shaded":
+        levels += np.linspace(-10, 10, 200)
+    scene = Image.fromarray(levels.astype(np.uint8))
+    scene.paste(60, garment)
+    assert not conversion.convert(scene).cluttered
+
+
+@pytest.mark.parametrize("ground", ["planks", "tiles", "two walls", "dark corner"])
+def test_a_garment_among_other_things_is_on_cluttered_ground(ground: str) -> None:
+    rows, columns = np.indices((200, 200))
+    levels = {
+        "planks": 130 + 20 * np.sin(rows),
+        "tiles": 130 + 60 * ((rows // 25 + columns // 25) % 2),
+        "two walls": 200 - 120 * (rows > 100),
+        "dark corner": 200 - 100 * (rows + columns) / 400,
+    }[ground]
+    scene = Image.fromarray(levels.astype(np.uint8))
+    scene.paste(20, (60, 40, 140, 160))
+    assert conversion.convert(scene).cluttered
+
+
 def test_first_frame_of_an_animated_png_counts(dataset: FashionMNIST, tmp_path: Path) -> None:
     boot, pullover = (picture(image) for image in dataset.test.images[:2])
     path = save(boot, tmp_path / "moving.png", save_all=True, append_images=[pullover])
@@ -201,9 +228,9 @@ def jpeg(size: tuple[int, int]) -> bytes:
     return content.getvalue()
 
 
-def encoded(image: Image.Image, image_format: str) -> bytes:
+def encoded(image: Image.Image, image_format: str, **options: bool) -> bytes:
     content = io.BytesIO()
-    image.save(content, image_format)
+    image.save(content, image_format, **options)
     return content.getvalue()
 
 
@@ -217,9 +244,13 @@ def encoded(image: Image.Image, image_format: str) -> bytes:
         (encoded(Image.new("1", (9_000, 8_000)), "PNG"), "exceed the limit of 32,500,000"),
         (encoded(Image.new("1", (10_000, 10_000)), "PNG"), "exceed the limit of 32,500,000"),
         (encoded(Image.new("1", (14_000, 13_000)), "PNG"), "exceeds limit"),
+        (
+            encoded(Image.new("L", (7_000, 5_000)), "JPEG", progressive=True),
+            "exceed the limit of 32,500,000",
+        ),
         (encoded(Image.new("RGB", (100, 100), "white"), "PNG"), "nothing stands out"),
     ],
-    ids=["empty", "text", "ppm", "truncated", "72 MP", "100 MP", "182 MP", "blank"],
+    ids=["empty", "text", "ppm", "truncated", "72 MP", "100 MP", "182 MP", "progressive", "blank"],
 )
 def test_what_is_no_readable_picture_is_refused_in_one_line(
     tmp_path: Path, content: bytes, reason: str, recwarn: pytest.WarningsRecorder
