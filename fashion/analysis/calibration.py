@@ -18,8 +18,8 @@ def fit_temperature(labels: Tensor, logits: Tensor) -> float:
     Weinberger, "On Calibration of Modern Neural Networks" (arXiv:1706.04599), section 4.2.
 
     Args:
-        labels: int64 class indices, shape (N,), of images that the model was not trained on.
-        logits: float32, shape (N, 10).
+        labels: class indices, shape (N,), of images that the model was not trained on.
+        logits: shape (N, 10).
 
     Returns:
         The temperature within `BOUNDS`; 1 if the logits are not finite, or there are none.

@@ -5,16 +5,17 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, precision_recall_curve
 from torch import Tensor
 
+from fashion.analysis.paired import wilson
 from fashion.analysis.style import (
     COLORS,
     NEUTRAL,
     PERCENT,
     RIGHT,
     WRONG,
+    color_of,
     epoch_axis,
     log_axis,
     styled,
@@ -151,7 +152,7 @@ def reliability_diagram(calibration: pd.DataFrame, title: str) -> Figure:
     upper.bar(middles, calibration["accuracy"], 0.92 * width, label="accuracy")
     filled = calibration[calibration["images"] > 0]
     intervals = [
-        binomtest(round(accuracy * images), images).proportion_ci(method="wilson")
+        wilson(round(accuracy * images), images)
         for accuracy, images in zip(filled["accuracy"], filled["images"], strict=True)
     ]
     upper.vlines(
@@ -227,8 +228,8 @@ def comparison(table: pd.DataFrame) -> Figure:
         f"{metric}_mean" if grouped else metric for metric in ("train_seconds", "test_accuracy")
     )
     drawn = table.dropna(subset=[seconds, accuracy, "num_parameters"])
-    for index, (model, rows) in enumerate(drawn.groupby("model", sort=False)):
-        color = COLORS[index % len(COLORS)]
+    for model, rows in drawn.groupby("model", sort=False):
+        color = color_of(str(model))
         x, y = rows[seconds], rows[accuracy]
         axes.scatter(x, y, s=50, color=color)
         if grouped:

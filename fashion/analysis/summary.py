@@ -60,6 +60,20 @@ def write_files(
     return pairs
 
 
+# Of the files of `write_files`, those to compare across runs; by key of the UI's image grid.
+PICTURES = {
+    "confusion matrix": "confusion_matrix.png",
+    "predictions": "predictions.png",
+    "surest mistakes": "confidently_wrong.png",
+}
+
+
+def pictures(folder: Path) -> dict[str, Path]:
+    """Return which pictures in the folder of `write_files` to compare across runs, by name."""
+    paths = {key: folder / name for key, name in PICTURES.items()}
+    return {key: path for key, path in paths.items() if path.exists()}
+
+
 def _grid(subset: Subset, rows: torch.Tensor, answers: Evaluation, title: str) -> Figure:
     """Draw the images of `rows` with the model's predictions and their probabilities."""
     confidence, predicted = answers.logits[rows].softmax(dim=1).max(dim=1)
@@ -70,6 +84,11 @@ def _grid(subset: Subset, rows: torch.Tensor, answers: Evaluation, title: str) -
         title=title,
         confidence=confidence.tolist(),
     )
+
+
+def picture(run_id: str, title: str, name: str) -> str:
+    """Return the Markdown that shows a picture among a run's artifacts in MLflow's UI."""
+    return f"![{title}](get-artifact?path={name}&run_uuid={run_id})"
 
 
 def progress(number: int, epochs: int, metrics: Mapping[str, float], seconds: float) -> str:
@@ -106,8 +125,7 @@ def note(
         f"| {split} | {metrics[f'{split}_loss']:.4f} | {metrics[f'{split}_accuracy']:.2%} |"
         for split in splits
     ]
-    # The UI keeps line breaks, and serves the run's artifacts under get-artifact.
-    picture = f"get-artifact?path=confusion_matrix.png&run_uuid={run_id}"
+    # The UI keeps line breaks.
     return "\n".join(
         [
             f"### {model}: {metrics['test_accuracy']:.2%} test accuracy",
@@ -125,7 +143,7 @@ def note(
             "",
             *(f"- {pair}" for pair in pairs[:5]),
             "",
-            f"![Confusion matrix]({picture})",
+            picture(run_id, "Confusion matrix", "confusion_matrix.png"),
             "",
         ]
     )

@@ -1,5 +1,6 @@
 """Log models to MLflow, and load them."""
 
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,7 +25,6 @@ from fashion.settings.task import IMAGE_SHAPE
 from fashion.tracking import archive, faces
 from fashion.training.evaluation import Evaluation
 
-MODEL_ARTIFACT = "model"
 # Given explicitly, because MLflow would load the model in a second process to infer them.
 PIP_REQUIREMENTS = [
     f"mlflow=={mlflow.__version__}",
@@ -34,7 +34,12 @@ PIP_REQUIREMENTS = [
 
 
 def log_model(
-    run: Run, model: nn.Module, subset: Subset, answers: Evaluation, temperature: float = 1.0
+    run: Run,
+    title: str,
+    model: nn.Module,
+    subset: Subset,
+    answers: Evaluation,
+    temperature: float = 1.0,
 ) -> str:
     """Log the run's model with both its `faces`, which load without pickle and this project.
 
@@ -42,6 +47,7 @@ def log_model(
 
     Args:
         run: the active run.
+        title: what the UI calls the model.
         model: in evaluation mode, on the CPU.
         subset: images, the first of which become the input example.
         answers: the model's predictions on `subset`.
@@ -65,10 +71,15 @@ def log_model(
     }
     if begun is None:
         # Without the validation, which would load the model into this process.
-        info = Model.log(None, faces, name=MODEL_ARTIFACT, validate_serving_input=False, **options)
+        info = Model.log(None, faces, name=_allowed(title), validate_serving_input=False, **options)
         return info.model_id
     _complete_model(run, begun, options)
     return begun.model_id
+
+
+def _allowed(title: str) -> str:
+    """Replace characters that MLflow does not allow in the name of a model."""
+    return re.sub(r"""[/:.%"']""", "_", title)
 
 
 def _begun_model(run: Run) -> LoggedModel | None:
@@ -90,7 +101,7 @@ def _complete_model(run: Run, begun: LoggedModel, options: Mapping[str, Any]) ->
         client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
     described = Model(begun.artifact_location, run_id, model_uuid=model_id, model_id=model_id)
     with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder, MODEL_ARTIFACT))
+        path = str(Path(folder, "model"))
         faces.save_model(path, described, **options)
         client.log_model_artifacts(model_id, path)
     client.finalize_logged_model(model_id, LoggedModelStatus.READY)

@@ -18,8 +18,10 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 from torch import nn
 
 from fashion import advice
-from fashion.analysis import summary, tables
+from fashion.analysis import predictions, summary, tables
 from fashion.analysis.calibration import fit_temperature
+from fashion.analysis.predictions import Predictions
+from fashion.analysis.style import color_of
 from fashion.data.dataset import FashionMNIST, Subset
 from fashion.errors import SettingError
 from fashion.settings.experiment import Experiment, Recipe
@@ -28,7 +30,13 @@ from fashion.tracking import checkpoint, runs, store
 from fashion.tracking.checkpoint import CheckpointError
 from fashion.tracking.environment import MAY_CHANGE, differences, environment
 from fashion.tracking.models import log_model
-from fashion.tracking.records import _log_lineage, _log_params, _log_per_class
+from fashion.tracking.records import (
+    dataset_of,
+    log_lineage,
+    log_params,
+    log_per_class,
+    log_pictures,
+)
 from fashion.training import distributed, evaluation, loop
 from fashion.training.build import build
 
@@ -353,11 +361,13 @@ def _complete(
     recipe = experiment.recipe
     training, validation = dataset.split(experiment.val_size)
     with store.refusals(store.START_IT):
-        mlflow.set_tag(runs.MODEL_TAG, experiment.model)
+        mlflow.set_tags(
+            {runs.MODEL_TAG: experiment.model, runs.COLOR_TAG: color_of(experiment.model)}
+        )
         if record.get("changes"):
             mlflow.set_tag(CHANGES_TAG, "; ".join(record["changes"]))
-        _log_params(run, record["params"])
-        _log_lineage(training, validation, dataset.test)
+        log_params(run, record["params"])
+        log_lineage(training, validation, dataset.test)
     # Before training: a store of artifacts that refuses files would refuse the model, hours later.
     with store.refusals("its artifacts cannot be stored"):
         mlflow.log_dict(record["experiment"], SETTINGS_ARTIFACT)
@@ -365,20 +375,18 @@ def _complete(
 
     epochs = record["epochs"]
     history = pd.DataFrame([epoch["metrics"] for epoch in epochs], range(1, len(epochs) + 1))
-    # The epoch whose weights the model has now.
-    final_epoch = history.index[-1]
-    if recipe.patience:
-        final_epoch = history["val_loss"].fillna(math.inf).idxmin()
+    final_epoch = _final_epoch(epochs, recipe)
     train_seconds = sum(epoch["seconds"] for epoch in epochs)
     # Test the model as it will be loaded: on the CPU, with PyTorch's kernels.
     model.to("cpu")
     test = evaluation.evaluate(model, dataset.test)
     print(f"test loss {test.loss:.4f}, accuracy {test.accuracy:.2%}", flush=True)
     calibration = tables.calibration(dataset.test.labels, test.logits)
+    answers = {"test": predictions.of(dataset.test, test)}
     temperature = 1.0
-    if validation is not None:
-        validated = evaluation.predict(model, validation.images)
-        temperature = fit_temperature(validation.labels, validated)
+    if "validation" in record:
+        validated = answers["validation"] = Predictions(**record["validation"])
+        temperature = fit_temperature(validated.labels, validated.logits)
     calibrated = tables.calibration(dataset.test.labels, test.logits / temperature)
     final = {
         "test_loss": test.loss,
@@ -399,13 +407,23 @@ def _complete(
         pairs = summary.write_files(
             Path(folder), experiment.model, recipe.seed, history, dataset.test, test, calibration
         )
+        predictions.write(Path(folder, predictions.FILE), answers)
         with store.refusals(f"the trained model is saved; log it with {advice.command('replay')}"):
             _log_epochs(epochs, logged)
-            model_id = log_model(run, model, dataset.test, test, temperature)
-            mlflow.log_metrics(final, model_id=model_id, timestamp=at["timestamp"])
+            model_id = log_model(run, experiment.title, model, dataset.test, test, temperature)
+            _log_final(
+                final,
+                epochs[final_epoch - 1],
+                final_epoch,
+                model_id,
+                validation,
+                dataset.test,
+                at["timestamp"],
+            )
             mlflow.log_metrics(extra, **at)
             mlflow.log_artifacts(folder)
-            _log_per_class(run, dataset.test, test)
+            log_pictures(run, summary.pictures(Path(folder)))
+            log_per_class(run, dataset.test, test)
             text = summary.note(
                 run.info.run_id,
                 experiment.model,
@@ -437,6 +455,9 @@ def _fit(
     for epoch in loop.train(model, training, recipe, validation, record["state"]):
         epochs.append(epoch.summary())
         record["state"] = epoch.state
+        is_final = _final_epoch(epochs, recipe) == epoch.number
+        if validation is not None and epoch.validation is not None and is_final:
+            record["validation"] = vars(predictions.of(validation, epoch.validation))
         # Save before logging, so that no logged epoch is trained a second time.
         checkpoint.save(run.info.run_id, record)
         line = summary.progress(epoch.number, recipe.epochs, epoch.metrics, epoch.seconds)
@@ -455,6 +476,15 @@ def _fit(
     return logged
 
 
+def _final_epoch(epochs: Sequence[Mapping[str, Any]], recipe: Recipe) -> int:
+    """Return the epoch whose weights the model has if training stops after `epochs`."""
+    if not recipe.patience:
+        return len(epochs)
+    losses = [epoch["metrics"]["val_loss"] for epoch in epochs]
+    losses = [math.inf if math.isnan(loss) else loss for loss in losses]
+    return losses.index(min(losses)) + 1
+
+
 def _log_epochs(epochs: Sequence[Mapping[str, Any]], logged: int) -> int:
     """Log the metrics of all epochs after the first `logged`; return the number of epochs.
 
@@ -463,6 +493,34 @@ def _log_epochs(epochs: Sequence[Mapping[str, Any]], logged: int) -> int:
     for number, epoch in enumerate(epochs[logged:], logged + 1):
         mlflow.log_metrics(epoch["metrics"], step=number, timestamp=epoch["timestamp"])
     return len(epochs)
+
+
+def _log_final(
+    final: Mapping[str, float],
+    epoch: Mapping[str, Any],
+    step: int,
+    model_id: str,
+    validation: Subset | None,
+    test: Subset,
+    timestamp: int,
+) -> None:
+    """Log the metrics of the final weights, linked to the model and to the images of each.
+
+    The UI and `search_logged_models` rank models by metrics that are linked to both.
+    """
+    if validation is not None:
+        # As `_log_epochs` has logged them: MLflow stores them only once.
+        mlflow.log_metrics(
+            {name: value for name, value in epoch["metrics"].items() if name.startswith("val_")},
+            step=step,
+            timestamp=epoch["timestamp"],
+            model_id=model_id,
+            dataset=dataset_of(validation),
+        )
+    on_test = {name: value for name, value in final.items() if name.startswith("test_")}
+    mlflow.log_metrics(on_test, model_id=model_id, dataset=dataset_of(test), timestamp=timestamp)
+    others = {name: value for name, value in final.items() if name not in on_test}
+    mlflow.log_metrics(others, model_id=model_id, timestamp=timestamp)
 
 
 def _tta(model: nn.Module, validation: Subset | None, test: Subset) -> dict[str, float]:
