@@ -11,7 +11,8 @@ this project.
 
 import threading
 import warnings
-from contextlib import nullcontext, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -103,9 +104,12 @@ def read(source: Path | bytes, invert: str = "auto") -> Converted:
                 raise ValueError(
                     f"{image.width}x{image.height} pixels exceed the limit of {limit:,}"
                 )
-            with _large if pixels > LARGE else nullcontext():
-                image.draft(None, WORKING_SIZE)  # JPEG only
+            image.draft(None, WORKING_SIZE)  # JPEG only
+            if pixels <= LARGE:
                 return convert(image, invert)
+            # In a thread that ends: glibc would keep freed pixels for each of the server's threads.
+            with _large, ThreadPoolExecutor(1) as own:
+                return own.submit(convert, image, invert).result()
     except Exception as error:  # Pillow's decoders raise many types on damaged files
         raise ValueError(_reason(error)) from error
 

@@ -190,6 +190,8 @@ def _pictures(data: Any) -> tuple[list[Any] | np.ndarray, pd.Index | None]:
     if isinstance(data, (pd.DataFrame, Mapping)):
         index = data.index if isinstance(data, pd.DataFrame) else None
         if COLUMN in data:
+            if isinstance(data[COLUMN], pd.DataFrame):
+                raise InputError(f'there are several columns "{COLUMN}"')
             pictures, _ = _pictures(data[COLUMN])
             return pictures, index
         if isinstance(data, pd.DataFrame) and data.shape[1] == SHAPES[2][0]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -88,6 +89,7 @@ def fetched(uri: str) -> Iterator[Archive]:
                 path = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
             model = Model.load(str(path))
             program = _program(uri, path, model.flavors)
+            temperature = _temperature(uri, model)
         except RegistryError:
             raise
         except Exception as error:  # each store has its own; damaged files raise many types
@@ -97,8 +99,6 @@ def fetched(uri: str) -> Iterator[Archive]:
                     f" ({advice.command('register')})"
                 ) from error
             raise RegistryError(f"{uri} cannot be loaded: {reason(error)}") from error
-        # Models logged by other projects, or before they were calibrated, have none.
-        temperature = (model.metadata or {}).get("temperature", 1.0)
         yield Archive(uri, path, program, model.run_id, temperature)
 
 
@@ -125,6 +125,16 @@ def _program(uri: str, folder: Path, flavors: Mapping[str, Mapping[str, Any]]) -
     if not data.is_relative_to(folder.resolve()) or not (data / ARCHIVE).is_file():
         raise RegistryError(f"{uri} cannot be loaded: its file {ARCHIVE} is missing")
     return data / ARCHIVE
+
+
+def _temperature(uri: str, model: Model) -> float:
+    # Models logged by other projects, or before they were calibrated, have none.
+    temperature = (model.metadata or {}).get("temperature", 1.0)
+    if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
+        raise RegistryError(
+            f"{uri} cannot be loaded: its temperature, {str(temperature)[:20]}, is not positive"
+        )
+    return temperature
 
 
 def _pickled(uri: str) -> RegistryError:

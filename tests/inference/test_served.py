@@ -167,6 +167,7 @@ def test_predict_and_the_served_model_agree_on_a_photograph(
         (lambda levels: [png(levels[0]), levels[0, :14]], "the shape is (14, 28)"),
         ([[1, 2], [3]], "the images have different shapes"),
         (lambda levels: {"picture": levels}, 'there is no column "image"'),
+        (pd.DataFrame([["a", "b"]], columns=["image"] * 2), 'there are several columns "image"'),
         (lambda levels: np.array([png(levels[0])]), "numpy cuts zeros off the end of bytes"),
         (b"hello", "not an image in one of the formats PNG, JPEG"),
         (lambda levels: png(levels[0])[:90], ""),

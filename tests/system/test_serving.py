@@ -207,9 +207,11 @@ def refusal(url: str, body: dict) -> str:
 
 
 def png_of(width: int, height: int) -> bytes:
-    """A PNG of that size; white, so that it is a thousandth of its pixels."""
+    """A PNG of a black stripe on white, a thousandth of the size of its pixels."""
     content = io.BytesIO()
-    Image.new("L", (width, height), 255).save(content, "PNG")
+    picture = Image.new("RGBA", (width, height), "white")
+    picture.paste("black", (width // 3, height // 4, width // 2, 3 * height // 4))
+    picture.save(content, "PNG", compress_level=1)
     return content.getvalue()
 
 
@@ -275,6 +277,12 @@ def test_the_served_champion_takes_pictures_and_refuses_what_is_none(
         for message in clients.map(lambda _: refusal(server, bomb), range(16)):
             assert message.startswith("7100x7100 pixels exceed the limit")
     assert peak(server) - before < 100
+    # Of the largest that are taken, one at a time is in memory, whatever the number of threads.
+    allowed = of_pictures(png_of(5_700, 5_700))
+    with ThreadPoolExecutor(8) as clients:
+        large = list(clients.map(lambda _: ask(server, allowed), range(8)))
+    assert len({answer[0]["class"] for answer in large}) == 1
+    assert peak(server) - before < 800
 
     # Requests beside each other get their own answers.
     with ThreadPoolExecutor(8) as clients:

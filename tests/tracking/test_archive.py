@@ -100,6 +100,14 @@ def test_a_model_that_is_more_than_a_program_is_refused(
         models.load(str(folder))
 
 
+@pytest.mark.parametrize("temperature", ["hot", 0, float("nan"), [1]])
+@pytest.mark.usefixtures("store")
+def test_logits_are_divided_by_nothing_but_a_temperature(temperature: object) -> None:
+    folder = log_linear(metadata={"temperature": temperature})
+    with pytest.raises(RegistryError, match="is not positive"):
+        models.load_calibrated(str(folder))
+
+
 def planted(folder: Path) -> Path:
     """Return the folder of the code in a logged model, one with this project's face."""
     (package,) = (folder / "code").iterdir()
