@@ -16,19 +16,22 @@ import socket
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import click
+import numpy as np
 import yaml
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
 from PIL import Image, ImageOps
 
 from benchmarks.timing import machine, table
 from fashion.data.dataset import load_dataset, to_float
-from fashion.settings.task import CHAMPION_URI
+from fashion.settings.task import CHAMPION_URI, IMAGE_SHAPE
 from fashion.tracking import store
 from fashion.tracking.archive import fetched
 
@@ -72,29 +75,28 @@ def ask(connection: http.client.HTTPConnection, method: str, path: str, body: by
 
 def measured(port: int, body: bytes, clients: int, requests: int) -> list[float]:
     """Return the seconds of each request, and last of all of them."""
-    seconds: list[float] = []
 
-    def client() -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", port)
+    def client(_: int) -> list[float]:
+        connection, seconds = http.client.HTTPConnection("127.0.0.1", port), []
         for _ in range(requests // clients):
             start = time.perf_counter()
             ask(connection, "POST", "/invocations", body)
             seconds.append(time.perf_counter() - start)
+        return seconds
 
-    threads = [threading.Thread(target=client) for _ in range(clients)]
-    start = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [*seconds, time.perf_counter() - start]
+    with ThreadPoolExecutor(clients) as threads:
+        start = time.perf_counter()
+        each = [seconds for of_one in threads.map(client, range(clients)) for seconds in of_one]
+        return [*each, time.perf_counter() - start]
 
 
 def plain(folder: Path) -> None:
     """Give a stored model the face that `mlflow.pytorch.log_model` gives it."""
     described = yaml.safe_load((folder / "MLmodel").read_text())
     described["flavors"]["python_function"] |= {"loader_module": "mlflow.pytorch", "data": "data"}
-    del described["flavors"]["python_function"]["code"], described["signature"]
+    del described["flavors"]["python_function"]["code"]
+    inputs = Schema([TensorSpec(np.dtype("float32"), (-1, *IMAGE_SHAPE))])
+    described["signature"] = ModelSignature(inputs).to_dict()
     (folder / "MLmodel").write_text(yaml.safe_dump(described))
 
 

@@ -114,8 +114,8 @@ def _program(uri: str, folder: Path, flavors: Mapping[str, Mapping[str, Any]]) -
         ours = name == "python_function" and faces.is_ours(folder, flavor)
         if name not in ("pytorch", "python_function") or not (plain or ours):
             raise RegistryError(
-                f"{uri} cannot be loaded: it needs code from outside this project, which can do"
-                " anything"
+                f"{uri} cannot be loaded: it needs code from outside this project, or from"
+                " another version of it, which can do anything"
             )
     if "pytorch" not in flavors:
         raise RegistryError(f"{uri} cannot be loaded: it is not a PyTorch model")

@@ -130,6 +130,17 @@ def test_the_champion_needs_nothing_but_the_packages_it_pins(
         size = int(name.split("_")[1])
         np.testing.assert_allclose(answers, logits[:size], **TOLERANCE, err_msg=name)
 
+    # So do the batches of `mlflow models predict`, and what goes into a Docker image.
+    (elsewhere / "request.json").write_text(json.dumps(of_pictures(photograph(images[0]))))
+    for arguments in (
+        ["generate-dockerfile", "-m", CHAMPION_URI, "-d", "docker"],
+        ["predict", "-m", "docker/model_dir", "-i", "request.json", "-o", "answer.json"],
+    ):
+        command = [python.with_name("mlflow"), "models", *arguments, "--env-manager", "local"]
+        subprocess.run(command, cwd=elsewhere, env=kept | settings, check=True)
+    (answer,) = json.loads((elsewhere / "answer.json").read_text())["predictions"]
+    assert answer["class"] == ours["class"].item()
+
 
 @pytest.fixture
 def server(logits: NDArray[np.float32], tmp_path: Path) -> Iterator[str]:

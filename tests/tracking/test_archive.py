@@ -145,6 +145,12 @@ def test_python_leaves_nothing_beside_the_code_that_it_loads(
     assert models.load(uri)
 
 
+def test_the_code_stored_with_models_stays_known_when_it_changes() -> None:
+    """Or models that were logged before a change would be refused after it."""
+    digest = faces.digest(faces.code())
+    assert digest in faces.RELEASED, f"add {digest} to faces.RELEASED"
+
+
 @pytest.mark.usefixtures("store")
 def test_code_of_a_released_version_is_accepted(
     train_small: Callable[..., str], monkeypatch: pytest.MonkeyPatch
@@ -152,6 +158,7 @@ def test_code_of_a_released_version_is_accepted(
     uri = models.model_uri(mlflow.get_run(train_small()))
     released = faces.digest(faces.code())
     monkeypatch.setattr(faces, "code", lambda: {"served.py": b"a newer one"})
+    monkeypatch.setattr(faces, "RELEASED", frozenset())
     with pytest.raises(RegistryError, match="code from outside"):
         models.load(uri)
     monkeypatch.setattr(faces, "RELEASED", frozenset({released}))
