@@ -21,6 +21,7 @@ from fashion.inference.served import Served
 from fashion.settings.task import CLASSES
 
 TEMPERATURE = 1.7
+FLOATS = "floats must be within 0 to 1"
 
 
 @pytest.fixture(scope="module")
@@ -155,9 +156,9 @@ def test_predict_and_the_served_model_agree_on_a_photograph(
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        (lambda levels: levels.astype(float), "floats must be within 0 to 1, these are 0 to 255"),
-        (lambda levels: levels / -255.0, "floats must be within 0 to 1, these are -1 to"),
-        (np.full((2, 28, 28), np.nan), "floats must be within 0 to 1"),
+        (lambda levels: levels.astype(float), f"{FLOATS}, these are 0 to 255; divide by 255"),
+        (lambda levels: levels / -255.0, f"{FLOATS}, these are -1 to"),
+        (np.full((2, 28, 28), np.nan), FLOATS),
         (lambda levels: levels.astype(int) * 2, "integers must be within 0 to 255"),
         (lambda levels: levels.astype(int) - 1, "integers must be within 0 to 255"),
         (lambda levels: levels.astype(complex), "the pixels are complex128"),
