@@ -31,7 +31,7 @@ def main(times: int) -> None:
         for _ in range(times):
             with mlflow.start_run() as run:
                 start = time.perf_counter()
-                models.log_model(run, model, dataset.test, answers)
+                models.log_model(run, "cnn", model, dataset.test, answers)
                 seconds.append(time.perf_counter() - start)
     print(json.dumps(seconds))
 

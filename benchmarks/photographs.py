@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.timing import table
 from fashion.data.dataset import Subset, load_dataset
-from fashion.inference import photographs
+from fashion.inference import conversion
 from fashion.settings.task import CHAMPION_URI
 from fashion.tracking import models, store
 from fashion.training import evaluation
@@ -81,19 +81,21 @@ def conditions(grounds: dict[str, int]) -> list[tuple[str, bool, bool]]:
 
 def accuracy(
     model: nn.Module, subset: Subset, condition: tuple[str, bool, bool], invert: str
-) -> tuple[float, float]:
-    """Return the share of pictures that are classified rightly, and of those that are refused."""
-    taken, labels = [], []
+) -> tuple[float, float, float]:
+    """Return which shares of the pictures are classified rightly, refused, and called cluttered."""
+    taken, labels, cluttered = [], [], 0
     for index, (image, label) in enumerate(zip(subset.images, subset.labels, strict=True)):
         try:
-            taken.append(photographs.convert(scene(image, *condition, seed=index), invert))
-            labels.append(int(label))
+            converted = conversion.convert(scene(image, *condition, seed=index), invert)
         except ValueError:
             continue
+        taken.append(converted.image)
+        labels.append(int(label))
+        cluttered += converted.cluttered
     if not taken:
-        return 0.0, 1.0
+        return 0.0, 1.0, 0.0
     right = evaluation.predict(model, torch.stack(taken)).argmax(dim=1) == torch.tensor(labels)
-    return int(right.sum()) / len(subset), 1 - len(taken) / len(subset)
+    return int(right.sum()) / len(subset), 1 - len(taken) / len(subset), cluttered / len(subset)
 
 
 @click.command()
@@ -113,10 +115,10 @@ def main(images: int, selection: bool, invert: str) -> None:
     rows = []
     for condition in conditions(SELECTION_GROUNDS if selection else GROUNDS):
         ground, light, shadow = condition
-        right, refused = accuracy(model, subset, condition, invert)
+        right, refused, cluttered = accuracy(model, subset, condition, invert)
         garment, cast = "light" if light else "dark", "soft" if shadow else "none"
-        rows.append([ground, garment, cast, f"{right:.1%}", f"{refused:.1%}"])
-    click.echo(table(["ground", "garment", "shadow", "right", "refused"], rows))
+        rows.append([ground, garment, cast, f"{right:.1%}", f"{refused:.1%}", f"{cluttered:.1%}"])
+    click.echo(table(["ground", "garment", "shadow", "right", "refused", "cluttered"], rows))
 
 
 if __name__ == "__main__":

@@ -96,9 +96,9 @@ def predict(
         samples += [predict.from_subset(test, index) for index in indices]
     if samples:
         store.connect()
-        model = models.load(query.model_uri(model_uri))
+        model, temperature = models.load_calibrated(query.model_uri(model_uri))
         classifier.check(model, model_uri)
-        answers = predict.classify(model, samples, top)
+        answers = predict.classify(model, samples, top, temperature)
         click.echo(predict.render(answers), nl=False)
         if output:
             predict.write(answers, output)

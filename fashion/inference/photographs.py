@@ -1,52 +1,15 @@
-"""Convert image files to images like Fashion-MNIST's: 28x28 pixels, a light garment on black.
-
-The dataset's authors used catalogue pictures on a near-white background: they trimmed the edges
-within 5 % of the corners' colour, resized the longest edge to 28 by subsampling, sharpened, centred
-on a 28x28 canvas, inverted, and converted to 8-bit grayscale (Xiao et al. 2017, arXiv:1708.07747,
-section 2). `convert` follows them except where its docstring says so.
-"""
+"""Find image files in folders, and read them."""
 
 import os
-import warnings
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import torch
-from PIL import (
-    Image,
-    ImageChops,
-    ImageFilter,
-    ImageOps,
-    ImageStat,
-    UnidentifiedImageError,
-    features,
-)
-from torch import Tensor
+from PIL import Image
 
 from fashion.errors import FashionError, printable
-from fashion.settings.task import IMAGE_SHAPE
-
-# Raster formats that cameras, telephones and shops write. Pillow reads more, some by running other
-# programs (EPS) or with decoders that few people use.
-IMAGE_FORMATS = (
-    *("PNG", "JPEG", "GIF", "TIFF", "BMP"),
-    *(name for name in ("WEBP", "AVIF") if features.check(name.lower())),
-)
-# Telephones take 50 and 64 million pixels. A decoded pixel takes up to 4 bytes, and a rotated copy
-# the same: half a gigabyte at most. JPEG, their format, is decoded at an eighth of the size.
-MAX_PIXELS = 65_000_000
-# These decoders hold up to 16 bytes a pixel.
-MAX_PIXELS_OF = {"WEBP": MAX_PIXELS // 2, "AVIF": MAX_PIXELS // 2}
-SIZE = IMAGE_SHAPE[1:]
-# The garment is located at eight times the final resolution; downscaling averages noise out.
-WORKING_SIZE = (8 * SIZE[0], 8 * SIZE[1])
-# 5 % of 255, the authors' threshold for the background.
-BACKGROUND_TOLERANCE = 13
-# Marks the pixels that are mostly opaque.
-OPAQUE = [255 * (level > 127) for level in range(256)]
+from fashion.inference import conversion
+from fashion.inference.conversion import IMAGE_FORMATS, Converted
 
 
 class ImageError(FashionError):
@@ -99,139 +62,13 @@ def suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, name in registered if name in IMAGE_FORMATS)
 
 
-def read(path: Path, invert: str = "auto") -> Tensor:
-    """Read an image file and `convert` it; of several frames or pages only the first.
-
-    Args:
-        path: the file; the format is detected from its content, not its name.
-        invert: as for `convert`.
-
-    Returns:
-        uint8, shape (1, 28, 28).
+def read(path: Path, invert: str = "auto") -> Converted:
+    """Read an image file as `conversion.read` does.
 
     Raises:
-        ImageError: the file is missing, of none of `IMAGE_FORMATS`, damaged, larger than
-            `MAX_PIXELS` or the format's own limit, or shows nothing.
+        ImageError: as for `conversion.read`; the message names the file.
     """
     try:
-        if path.is_dir():
-            next(path.iterdir(), None)  # raises if listing is denied
-            raise ValueError("a folder without images")
-        if path.exists() and not path.is_file():
-            raise ValueError("not a regular file")
-        # Pillow's warnings are either harmless or followed by an error.
-        with (
-            warnings.catch_warnings(action="ignore"),
-            Image.open(path, formats=IMAGE_FORMATS) as image,
-        ):
-            limit = MAX_PIXELS_OF.get(image.format or "", MAX_PIXELS)
-            if image.width * image.height > limit:
-                raise ValueError(
-                    f"{image.width}x{image.height} pixels exceed the limit of {limit:,}"
-                )
-            image.draft(None, WORKING_SIZE)  # JPEG only
-            return convert(image, invert)
-    except Exception as error:  # Pillow's decoders raise many types on damaged files
-        raise ImageError(f"cannot read {printable(str(path))}: {_reason(error)}") from error
-
-
-def convert(image: Image.Image, invert: str = "auto") -> Tensor:
-    """Convert a picture of any size and mode.
-
-    1. Rotate it according to its EXIF orientation, if that can be read.
-    2. Put a transparent picture on black if its visible part is light, else on white, like the
-       catalogue's background; on black if `invert` is "never", on white if it is "always".
-    3. Convert to 8-bit grayscale; of 16 bits use the upper 8, of 32 the range that occurs.
-    4. Invert it if `invert` is "always", or if it is "auto" and what is darker than the ground
-       stands out more than what is lighter: the sums of the differences are compared. A shadow is
-       smaller than its garment. The ground's level is the median of the four corner pixels. Only
-       the corners, because a wide garment covers most of the border.
-
-    An image of 28x28 pixels is finished here, and "auto" inverts it only if its corners are light,
-    so a saved image of the dataset is returned unchanged (of its 70,000, none has such corners).
-    For any other:
-
-    5. Downscale it to at most `WORKING_SIZE`.
-    6. Subtract the background level, again that of the corners. The authors did not need this:
-       their background was nearly white. Photographs have grey ones, which must become black too.
-    7. Crop to the pixels that are lighter than the background by more than
-       `BACKGROUND_TOLERANCE`, after a 3x3 median filter has removed specks.
-    8. Resize the longest edge to 28 with a Lanczos filter and centre on black. The authors
-       subsampled and sharpened, which would amplify a photograph's noise.
-
-    Args:
-        image: the picture; may be modified in place.
-        invert: "auto", "always" or "never".
-
-    Returns:
-        uint8, shape (1, 28, 28).
-
-    Raises:
-        ValueError: nothing stands out from the background.
-    """
-    image.load()
-    with suppress(Exception):  # many types; the pixels of a file with damaged metadata are whole
-        ImageOps.exif_transpose(image, in_place=True)
-    gray = _grayscale(image, invert)
-    gray.thumbnail(WORKING_SIZE)
-    if invert == "always" or (invert == "auto" and _is_dark_on_light(gray)):
-        gray = ImageOps.invert(gray)
-    if gray.size != SIZE:
-        gray = ImageOps.pad(_garment(gray), SIZE, method=Image.Resampling.LANCZOS, color=0)
-        if not np.any(np.asarray(gray) > BACKGROUND_TOLERANCE):
-            raise ValueError("nothing stands out from the background")
-    return torch.from_numpy(np.array(gray)).unsqueeze(0)
-
-
-def _grayscale(image: Image.Image, invert: str) -> Image.Image:
-    # Pillow's own conversion of these modes clips at 255 instead of scaling.
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        image.thumbnail(WORKING_SIZE)
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        return Image.fromarray(
-            np.interp(values, (values.min(), values.max()), (0, 255)).astype(np.uint8)
-        )
-    if not image.has_transparency_data:
-        return image.convert("L")
-    rgba = image if image.mode == "RGBA" else image.convert("RGBA")
-    gray, visible = rgba.convert("L"), rgba.getchannel("A")
-    light = invert == "never" or (
-        invert == "auto" and ImageStat.Stat(gray, visible.point(OPAQUE)).mean[0] > 127
-    )
-    canvas = Image.new("L", image.size, 0 if light else 255)
-    canvas.paste(gray, mask=visible)
-    return canvas
-
-
-def _is_dark_on_light(gray: Image.Image) -> bool:
-    ground = _background(gray)
-    if gray.size == SIZE:
-        return ground > 127
-    difference = np.asarray(gray, dtype=int) - ground
-    lighter, darker = (
-        part[part > BACKGROUND_TOLERANCE].sum() for part in (difference, -difference)
-    )
-    return bool(darker > lighter)
-
-
-def _background(gray: Image.Image) -> int:
-    corners = np.asarray(gray)[[0, 0, -1, -1], [0, -1, 0, -1]]
-    return int(np.median(corners))
-
-
-def _garment(gray: Image.Image) -> Image.Image:
-    """Crop to the garment, if one is found, and make the background black."""
-    smooth = gray.filter(ImageFilter.MedianFilter(3))
-    ground = Image.new("L", gray.size, _background(smooth))
-    lighter = ImageChops.subtract(smooth, ground)
-    box = lighter.point([255 * (level > BACKGROUND_TOLERANCE) for level in range(256)]).getbbox()
-    return ImageChops.subtract(gray, ground).crop(box)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return f"not an image in one of the formats {', '.join(IMAGE_FORMATS)}"
-    text = (isinstance(error, OSError) and error.strerror) or str(error)
-    return next(iter(text.splitlines()), type(error).__name__)
+        return conversion.read(path, invert)
+    except ValueError as error:
+        raise ImageError(f"cannot read {printable(str(path))}: {error}") from error

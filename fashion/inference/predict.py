@@ -35,11 +35,13 @@ class Sample(NamedTuple):
         name: label of the image in the output.
         image: uint8, shape (1, 28, 28), light on black.
         true: true class, None if unknown.
+        cluttered: whether it was taken on cluttered ground, so that it may show something else.
     """
 
     name: str
     image: Tensor
     true: str | None
+    cluttered: bool = False
 
 
 class Answer(NamedTuple):
@@ -48,7 +50,7 @@ class Answer(NamedTuple):
     Attributes:
         sample: the classified sample.
         classes: the most probable classes, best first.
-        probabilities: their softmax probabilities.
+        probabilities: their probabilities; of a picture on cluttered ground they mean nothing.
     """
 
     sample: Sample
@@ -62,7 +64,8 @@ def from_file(path: Path, invert: str) -> Sample:
     Raises:
         photographs.ImageError: as for `photographs.read`.
     """
-    return Sample(printable(str(path)), photographs.read(path, invert), None)
+    image, cluttered = photographs.read(path, invert)
+    return Sample(printable(str(path)), image, None, cluttered)
 
 
 def from_subset(subset: Subset, index: int) -> Sample:
@@ -70,10 +73,19 @@ def from_subset(subset: Subset, index: int) -> Sample:
     return Sample(f"test image {index}", subset.images[index], CLASSES[subset.labels[index]])
 
 
-def classify(model: nn.Module, samples: Sequence[Sample], top: int) -> list[Answer]:
-    """Return the `top` most probable classes of each sample according to `model`."""
+def classify(
+    model: nn.Module, samples: Sequence[Sample], top: int, temperature: float = 1.0
+) -> list[Answer]:
+    """Return the `top` most probable classes of each sample according to `model`.
+
+    Args:
+        model: maps images to logits.
+        samples: what to classify.
+        top: number of classes.
+        temperature: what logits are divided by before the softmax.
+    """
     logits = evaluation.predict(model, torch.stack([sample.image for sample in samples]))
-    best = logits.softmax(dim=1).topk(top, dim=1)
+    best = (logits / temperature).softmax(dim=1).topk(top, dim=1)
     return [
         Answer(sample, [CLASSES[index] for index in indices], probabilities)
         for sample, indices, probabilities in zip(
@@ -88,6 +100,9 @@ def render(answers: Sequence[Answer]) -> str:
     for sample, classes, probabilities in answers:
         title = f"{sample.name} (true class: {sample.true})" if sample.true else sample.name
         lines.append(_shorten(title, terminal.WIDTH))
+        if sample.cluttered:
+            lines.append(f"{'?':>8}  {' or '.join(classes)}, on cluttered ground")
+            continue
         lines += [f"{p:8.2%}  {name}" for name, p in zip(classes, probabilities, strict=True)]
     return "".join(f"{line}\n" for line in lines)
 
@@ -96,18 +111,26 @@ def write(answers: Sequence[Answer], path: Path) -> None:
     """Write the predictions as CSV, or as a JSON list of objects if `path` ends in .json.
 
     Each row or object is one class of one image: image (its name), true (its class; empty or null
-    if unknown), rank (1 for the most probable), predicted (a class), probability.
+    if unknown), rank (1 for the most probable), predicted (a class), probability (empty or null on
+    cluttered ground), ground (plain or cluttered).
 
     Raises:
         files.FileError: the file cannot be written.
     """
     table = pd.DataFrame(
         [
-            (sample.name, sample.true, rank, name, probability)
+            (
+                sample.name,
+                sample.true,
+                rank,
+                name,
+                None if sample.cluttered else probability,
+                "cluttered" if sample.cluttered else "plain",
+            )
             for sample, classes, probabilities in answers
             for rank, (name, probability) in enumerate(zip(classes, probabilities, strict=True), 1)
         ],
-        columns=["image", "true", "rank", "predicted", "probability"],
+        columns=["image", "true", "rank", "predicted", "probability", "ground"],
     )
     with replacing(path) as file:
         if path.suffix.lower() == ".json":
@@ -152,7 +175,8 @@ def draw(answers: Sequence[Answer], path: Path) -> None:
 def _caption(answer: Answer) -> str:
     # A third of the figure's width fits 30 characters; matplotlib reads $ as mathematics.
     name = _shorten(Path(answer.sample.name).name, 30).replace("$", r"\$")
-    caption = f"{name}\n{answer.classes[0]} {answer.probabilities[0]:.0%}"
+    sure = "?" if answer.sample.cluttered else f"{answer.probabilities[0]:.0%}"
+    caption = f"{name}\n{answer.classes[0]} {sure}"
     return f"{caption}\ntrue: {answer.sample.true}" if answer.sample.true else caption
 
 

@@ -31,5 +31,10 @@ METRICS = {
     "train_seconds": Metric("train s", 1, ".1f", lower_is_better=True),
     "images_per_second": Metric("img/s", 1, ",.0f"),
 }
+# Expected calibration error on the test set, of the softmax as it is and with its logits divided by
+# the temperature that was fitted on validation data.
+ECE = "test_ece"
+CALIBRATED_ECE = "test_ece_calibrated"
+TEMPERATURE = "temperature"
 DEFAULT_METRIC = "val_accuracy"
 SELECTING_METRICS = tuple(name for name, metric in METRICS.items() if metric.selects)

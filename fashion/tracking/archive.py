@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,30 +20,33 @@ from torch import nn
 
 from fashion import advice
 from fashion.errors import RegistryError
+from fashion.tracking import faces
 from fashion.tracking.store import environment, reason
 
 ARCHIVE = "model.pt2"
 # What `mlflow.pytorch` writes beside or instead of the archive when it pickles a model.
 PICKLED = ("model.pth", "pickle_module_info.txt")
-# The module by which `mlflow models serve` loads the model.
+# The module by which MLflow serves a model that brings no code along.
 LOADER = "mlflow.pytorch"
 
 
 @dataclass(frozen=True)
 class Archive:
-    """The files of a stored model in a temporary folder, checked to bring no code along.
+    """The files of a stored model in a temporary folder, checked to bring no code of others along.
 
     Attributes:
         uri: where they were fetched from.
         folder: the folder.
         program: the file of the torch.export program, which may still be damaged.
         run_id: the run that logged the model; None if no run did.
+        temperature: what its logits are divided by before the softmax.
     """
 
     uri: str
     folder: Path
     program: Path
     run_id: str | None
+    temperature: float
 
     def digest(self) -> str:
         """Return the SHA-256 of the program."""
@@ -85,6 +89,7 @@ def fetched(uri: str) -> Iterator[Archive]:
                 path = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
             model = Model.load(str(path))
             program = _program(uri, path, model.flavors)
+            temperature = _temperature(uri, model)
         except RegistryError:
             raise
         except Exception as error:  # each store has its own; damaged files raise many types
@@ -94,21 +99,23 @@ def fetched(uri: str) -> Iterator[Archive]:
                     f" ({advice.command('register')})"
                 ) from error
             raise RegistryError(f"{uri} cannot be loaded: {reason(error)}") from error
-        yield Archive(uri, path, program, model.run_id)
+        yield Archive(uri, path, program, model.run_id, temperature)
 
 
 def _program(uri: str, folder: Path, flavors: Mapping[str, Mapping[str, Any]]) -> Path:
     """Return the file of the model's program.
 
     Raises:
-        RegistryError: the model is something else than a program that `mlflow.pytorch` loads.
+        RegistryError: the model is something else than a program that `mlflow.pytorch` loads, or
+            brings other code along than this project's.
     """
     for name, flavor in flavors.items():
-        module = flavor.get("loader_module", LOADER)
-        if flavor.get("code") or module != LOADER or name not in ("pytorch", "python_function"):
+        plain = not flavor.get("code") and flavor.get("loader_module", LOADER) == LOADER
+        ours = name == "python_function" and faces.is_ours(folder, flavor)
+        if name not in ("pytorch", "python_function") or not (plain or ours):
             raise RegistryError(
-                f"{uri} cannot be loaded: it needs code from outside this project, which can do"
-                " anything"
+                f"{uri} cannot be loaded: it needs code from outside this project, or from"
+                " another version of it, which can do anything"
             )
     if "pytorch" not in flavors:
         raise RegistryError(f"{uri} cannot be loaded: it is not a PyTorch model")
@@ -118,6 +125,16 @@ def _program(uri: str, folder: Path, flavors: Mapping[str, Mapping[str, Any]]) -
     if not data.is_relative_to(folder.resolve()) or not (data / ARCHIVE).is_file():
         raise RegistryError(f"{uri} cannot be loaded: its file {ARCHIVE} is missing")
     return data / ARCHIVE
+
+
+def _temperature(uri: str, model: Model) -> float:
+    # Models logged by other projects, or before they were calibrated, have none.
+    temperature = (model.metadata or {}).get("temperature", 1.0)
+    if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
+        raise RegistryError(
+            f"{uri} cannot be loaded: its temperature, {str(temperature)[:20]}, is not positive"
+        )
+    return temperature
 
 
 def _pickled(uri: str) -> RegistryError:

@@ -5,7 +5,7 @@ from mlflow.entities import Run
 from fashion.analysis import markdown, tables
 from fashion.data.dataset import FashionMNIST
 from fashion.errors import RegistryError
-from fashion.settings.task import CHAMPION, HOMEPAGE, TRAIN_SIZE
+from fashion.settings.task import CHAMPION, CLASSES, HOMEPAGE, TRAIN_SIZE
 from fashion.tracking.evidence import Measurement
 
 
@@ -22,12 +22,13 @@ def registered_model(name: str) -> str:
 
 
 def use_it(name: str) -> str:
-    """Return the Python lines that load the champion of the registered model `name`."""
+    """Return the Python lines that name a picture by the champion of the registered model."""
     return f"""\
 ```python
 import mlflow
 
-model = mlflow.pytorch.load_model("models:/{name}@{CHAMPION}")
+model = mlflow.pyfunc.load_model("models:/{name}@{CHAMPION}")
+print(model.predict("boot.jpg"))
 ```"""
 
 
@@ -76,11 +77,13 @@ def _model_card(run: Run, dataset: FashionMNIST, measured: Measurement, metric: 
         " model; the run had evaluated the test set once.",
         markdown.table(["metric", "value"], rows),
         f"**Most confused on the test set.**\n\n{confused}",
-        "**Input and output.** float32 images of shape (N, 1, 28, 28) in [0, 1], light on black;"
+        "**Input and output.** By `mlflow.pyfunc` and `mlflow models serve`: pictures; class (one"
+        f" of {', '.join(CLASSES)}), calibrated probability, and whether the ground is cluttered."
+        " By `mlflow.pytorch`: float32 images of shape (N, 1, 28, 28) in [0, 1], light on black;"
         " logits of shape (N, 10).",
         "**Intended use.** Teaching, and comparing methods on this benchmark.",
         "**Limits.** It predicts one of ten classes for any input, and was trained on centred"
-        " catalogue pictures of 28x28 pixels; photographs need the conversion that `predict`"
-        " does, and accuracy on them is lower.",
+        " catalogue pictures of 28x28 pixels; accuracy on photographs, which are converted"
+        " to such pictures, is lower.",
     ]
     return markdown.text(paragraphs)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import PIL
 import torch
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Run
@@ -21,18 +22,26 @@ from fashion.models import catalogue
 from fashion.settings.experiment import Architecture
 from fashion.settings.option import read
 from fashion.settings.task import IMAGE_SHAPE
-from fashion.tracking import archive
+from fashion.tracking import archive, faces
 from fashion.training.evaluation import Evaluation
 
 # Given explicitly, because MLflow would load the model in a second process to infer them.
 PIP_REQUIREMENTS = [
     f"mlflow=={mlflow.__version__}",
+    f"pillow=={PIL.__version__}",
     f"torch=={torch.__version__.split('+')[0]}",
 ]
 
 
-def log_model(run: Run, title: str, model: nn.Module, subset: Subset, answers: Evaluation) -> str:
-    """Log the run's model as a pt2 archive, which loads without pickle and without our code.
+def log_model(
+    run: Run,
+    title: str,
+    model: nn.Module,
+    subset: Subset,
+    answers: Evaluation,
+    temperature: float = 1.0,
+) -> str:
+    """Log the run's model with both its `faces`, which load without pickle and this project.
 
     A model that an interrupted attempt has partly logged is completed, so that a run has one model.
 
@@ -42,6 +51,7 @@ def log_model(run: Run, title: str, model: nn.Module, subset: Subset, answers: E
         model: in evaluation mode, on the CPU.
         subset: images, the first of which become the input example.
         answers: the model's predictions on `subset`.
+        temperature: what its logits are divided by before the softmax.
 
     Returns:
         The logged model's id.
@@ -52,14 +62,18 @@ def log_model(run: Run, title: str, model: nn.Module, subset: Subset, answers: E
     # A batch of two keeps the batch dimension dynamic: torch.export fixes a dimension of size 1.
     images = to_float(subset.images[:2]).numpy()
     options: dict[str, Any] = {
+        "model": model,
+        "temperature": temperature,
         "signature": infer_signature(images, answers.logits[:2].numpy()),
         "input_example": images,
         "pip_requirements": PIP_REQUIREMENTS,
         "serialization_format": "pt2",
     }
     if begun is None:
-        return mlflow.pytorch.log_model(model, name=_allowed(title), **options).model_id
-    _complete_model(run, begun, model, options)
+        # Without the validation, which would load the model into this process.
+        info = Model.log(None, faces, name=_allowed(title), validate_serving_input=False, **options)
+        return info.model_id
+    _complete_model(run, begun, options)
     return begun.model_id
 
 
@@ -76,9 +90,7 @@ def _begun_model(run: Run) -> LoggedModel | None:
     return found[0] if found else None
 
 
-def _complete_model(
-    run: Run, begun: LoggedModel, model: nn.Module, options: Mapping[str, Any]
-) -> None:
+def _complete_model(run: Run, begun: LoggedModel, options: Mapping[str, Any]) -> None:
     """Complete a partly logged model.
 
     MLflow's log_model would fail, because the model may already be an output of the run.
@@ -90,7 +102,7 @@ def _complete_model(
     described = Model(begun.artifact_location, run_id, model_uuid=model_id, model_id=model_id)
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder, "model"))
-        mlflow.pytorch.save_model(model, path, mlflow_model=described, **options)
+        faces.save_model(path, described, **options)
         client.log_model_artifacts(model_id, path)
     client.finalize_logged_model(model_id, LoggedModelStatus.READY)
 
@@ -108,17 +120,25 @@ def model_uri(run: Run) -> str:
 
 
 def load(uri: str) -> nn.Module:
+    """Return the model of `load_calibrated`."""
+    return load_calibrated(uri)[0]
+
+
+def load_calibrated(uri: str) -> tuple[nn.Module, float]:
     """Load a model from the tracking store or the registry, ready to predict on the CPU.
 
     Args:
         uri: for example models:/fashion-mnist-cnn@champion, or models:/m-... for a run's model.
 
+    Returns:
+        The model, and what its logits are divided by before the softmax.
+
     Raises:
         RegistryError: the model does not exist, is damaged or incomplete, is pickled, or brings
-            code along.
+            code of others along.
     """
     with archive.fetched(uri) as stored:
-        return stored.load()
+        return stored.load(), stored.temperature
 
 
 def rebuild(uri: str) -> nn.Module:

@@ -19,11 +19,13 @@ from torch import nn
 
 from fashion import advice
 from fashion.analysis import markdown, predictions, summary, tables
+from fashion.analysis.calibration import fit_temperature
 from fashion.analysis.predictions import Predictions
 from fashion.analysis.style import color_of
 from fashion.data.dataset import FashionMNIST, Subset
 from fashion.errors import SettingError
 from fashion.settings.experiment import Experiment, Recipe
+from fashion.settings.metrics import CALIBRATED_ECE, ECE, TEMPERATURE
 from fashion.settings.tags import (
     CHANGES_TAG,
     CONTINUED_TAG,
@@ -390,10 +392,18 @@ def _complete(
     test = evaluation.evaluate(model, dataset.test)
     print(summary.final(test), flush=True)
     calibration = tables.calibration(dataset.test.labels, test.logits)
+    answers = {"test": predictions.of(dataset.test, test)}
+    temperature = 1.0
+    if "validation" in record:
+        validated = answers["validation"] = Predictions(**record["validation"])
+        temperature = fit_temperature(validated.labels, validated.logits)
+    calibrated = tables.calibration(dataset.test.labels, test.logits / temperature)
     final = {
         "test_loss": test.loss,
         "test_accuracy": test.accuracy,
-        "test_ece": tables.expected_calibration_error(calibration),
+        ECE: tables.expected_calibration_error(calibration),
+        CALIBRATED_ECE: tables.expected_calibration_error(calibrated),
+        TEMPERATURE: temperature,
         "train_seconds": train_seconds,
         "images_per_second": len(training) * len(epochs) / train_seconds,
     }
@@ -407,13 +417,10 @@ def _complete(
         pairs = summary.write_files(
             Path(folder), experiment.model, recipe.seed, history, dataset.test, test, calibration
         )
-        answers = {"test": predictions.of(dataset.test, test)}
-        if "validation" in record:
-            answers["validation"] = Predictions(**record["validation"])
         predictions.write(Path(folder, predictions.FILE), answers)
         with store.refusals(f"the trained model is saved; log it with {advice.command('replay')}"):
             _log_epochs(epochs, logged)
-            model_id = log_model(run, experiment.title, model, dataset.test, test)
+            model_id = log_model(run, experiment.title, model, dataset.test, test, temperature)
             _log_final(
                 final,
                 epochs[final_epoch - 1],

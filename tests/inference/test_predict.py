@@ -24,7 +24,7 @@ from entrypoints.predict import predict as command
 from fashion.data.dataset import FashionMNIST, Subset
 from fashion.errors import printable
 from fashion.files import FileError
-from fashion.inference import photographs, predict
+from fashion.inference import conversion, photographs, predict
 from fashion.models import catalogue
 from fashion.settings.experiment import Recipe
 from fashion.settings.task import CLASSES
@@ -48,7 +48,7 @@ def run(model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
     """Return a function that runs the command with that model in place of the registry's."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(store, "connect", lambda: None)
-    monkeypatch.setattr(models, "load", Mock(return_value=model))
+    monkeypatch.setattr(models, "load_calibrated", Mock(return_value=(model, 1.0)))
 
     def invoke(*arguments: object) -> Result:
         return CliRunner().invoke(command, [str(argument) for argument in arguments])
@@ -75,13 +75,13 @@ def save(image: Image.Image, path: Path, **options: object) -> Path:
 
 
 def test_every_image_of_the_test_set_is_taken_as_it_is(dataset: FashionMNIST) -> None:
-    taken = torch.stack([photographs.convert(picture(image)) for image in dataset.test.images])
+    taken = torch.stack([conversion.convert(picture(image)).image for image in dataset.test.images])
     assert torch.equal(taken, dataset.test.images)
 
 
 def test_every_negative_of_the_test_set_is_recognised(dataset: FashionMNIST) -> None:
     negatives = 255 - dataset.test.images
-    taken = torch.stack([photographs.convert(picture(image)) for image in negatives])
+    taken = torch.stack([conversion.convert(picture(image)).image for image in negatives])
     assert torch.equal(taken, dataset.test.images)
 
 
@@ -89,21 +89,21 @@ def test_every_negative_of_the_test_set_is_recognised(dataset: FashionMNIST) -> 
 def test_colour_modes_of_png_lose_nothing(dataset: FashionMNIST, tmp_path: Path, mode: str) -> None:
     image = dataset.test.images[0]
     path = save(picture(image).convert(mode), tmp_path / "boot.png")
-    assert torch.equal(photographs.read(path), image)
+    assert torch.equal(photographs.read(path).image, image)
 
 
 def test_16_bit_png_is_scaled_not_clipped(dataset: FashionMNIST, tmp_path: Path) -> None:
     image = dataset.test.images[0]
     deep = Image.fromarray(image.squeeze(0).numpy().astype(np.uint16) * 257)
     assert deep.mode == "I;16"
-    assert torch.equal(photographs.read(save(deep, tmp_path / "deep.png")), image)
+    assert torch.equal(photographs.read(save(deep, tmp_path / "deep.png")).image, image)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
 def test_jpeg_is_close(dataset: FashionMNIST, tmp_path: Path, mode: str) -> None:
     image = dataset.test.images[0]
     path = save(picture(image).convert(mode), tmp_path / "boot.jpg", quality=95)
-    difference = photographs.read(path).float() - image.float()
+    difference = photographs.read(path).image.float() - image.float()
     assert difference.abs().mean() < 4
 
 
@@ -113,7 +113,7 @@ def test_exif_orientation_is_followed(dataset: FashionMNIST, tmp_path: Path, nam
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
     turned = save(upright.transpose(Image.Transpose.ROTATE_90), tmp_path / name, exif=exif)
-    difference = photographs.read(turned).float() - photographs.convert(upright).float()
+    difference = photographs.read(turned).image.float() - conversion.convert(upright).image.float()
     assert difference.abs().mean() < 2
 
 
@@ -122,7 +122,7 @@ def test_transparent_pixels_become_background(invert: str, garment: int) -> None
     """The hidden colour under them does not matter; the garment here is black."""
     cut_out = Image.new("RGBA", (28, 28), (200, 100, 50, 0))
     cut_out.paste((0, 0, 0, 255), (10, 10, 20, 20))
-    converted = photographs.convert(cut_out, invert)
+    converted = conversion.convert(cut_out, invert).image
     assert converted[0, 15, 15] == garment
     assert converted[0, :10].max() == 0
 
@@ -134,7 +134,7 @@ def test_garment_fills_the_height_and_is_centred_on_black(ground: int, invert: s
     scene = Image.new("RGB", (800, 600), (ground, ground, ground))
     garment = 255 - ground
     scene.paste((garment, garment, garment), (500, 100, 700, 500))  # 200 wide, 400 high
-    converted = photographs.convert(scene, invert)
+    converted = conversion.convert(scene, invert).image
     assert converted.shape == (1, 28, 28)
     assert converted.dtype == torch.uint8
     assert converted[:, :, :7].max() == 0
@@ -158,7 +158,7 @@ def on_ground(ground: int, garment: int, shadow: int | None = None) -> Image.Ima
 def test_what_stands_out_more_is_the_garment_on_any_ground(
     ground: int, garment: int, shadow: bool
 ) -> None:
-    taken = photographs.convert(on_ground(ground, garment, ground - 35 if shadow else None))
+    taken = conversion.convert(on_ground(ground, garment, ground - 35 if shadow else None)).image
     assert taken[0, 3:24, 10:16].min() > 20
     assert taken[0, :, :3].max() == 0
 
@@ -167,7 +167,7 @@ def test_what_stands_out_more_is_the_garment_on_any_ground(
 def test_a_cut_out_is_the_garment_whatever_its_tone(tone: int) -> None:
     cut_out = Image.new("LA", (200, 200), (90, 0))
     cut_out.paste((tone, 255), (60, 40, 140, 160))
-    taken = photographs.convert(cut_out)
+    taken = conversion.convert(cut_out).image
     assert taken[0, 2:-2, 8:20].min() > 180
     assert taken[0, :, :4].max() == 0
 
@@ -175,22 +175,51 @@ def test_a_cut_out_is_the_garment_whatever_its_tone(tone: int) -> None:
 def test_grey_noisy_ground_becomes_black(dataset: FashionMNIST) -> None:
     """Camera noise must not be taken for the garment's edge: the crop would be the whole image."""
     boot = dataset.test.images[0]
-    clean = photographs.convert(photograph(boot, ground=215).resize((200, 200)))
+    clean = conversion.convert(photograph(boot, ground=215).resize((200, 200))).image
     pixels = np.asarray(photograph(boot, ground=215).resize((200, 200)), dtype=float)
     noise = np.random.default_rng(0).normal(0, 4, (200, 200, 1))
-    noisy = photographs.convert(Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8)))
+    noisy = conversion.convert(
+        Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8))
+    ).image
     assert (noisy.float() - clean.float()).abs().mean() < 8
     black = [
-        (image <= photographs.BACKGROUND_TOLERANCE).float().mean().item()
+        (image <= conversion.BACKGROUND_TOLERANCE).float().mean().item()
         for image in (clean, noisy, boot)
     ]
     assert black == pytest.approx([black[-1]] * 3, abs=0.1)
 
 
+@pytest.mark.parametrize("garment", [(60, 40, 140, 160), (0, 60, 200, 110)])
+@pytest.mark.parametrize("ground", ["plain", "noisy", "shaded"])
+def test_plain_ground_is_not_cluttered(ground: str, garment: tuple[int, int, int, int]) -> None:
+    levels = np.full((200, 200), 180.0)
+    if ground == "noisy":
+        levels += np.random.default_rng(0).normal(0, 4, levels.shape)
+    if ground == "shaded":
+        levels += np.linspace(-10, 10, 200)
+    scene = Image.fromarray(levels.astype(np.uint8))
+    scene.paste(60, garment)
+    assert not conversion.convert(scene).cluttered
+
+
+@pytest.mark.parametrize("ground", ["planks", "tiles", "two walls", "dark corner"])
+def test_a_garment_among_other_things_is_on_cluttered_ground(ground: str) -> None:
+    rows, columns = np.indices((200, 200))
+    levels = {
+        "planks": 130 + 20 * np.sin(rows),
+        "tiles": 130 + 60 * ((rows // 25 + columns // 25) % 2),
+        "two walls": 200 - 120 * (rows > 100),
+        "dark corner": 200 - 100 * (rows + columns) / 400,
+    }[ground]
+    scene = Image.fromarray(levels.astype(np.uint8))
+    scene.paste(20, (60, 40, 140, 160))
+    assert conversion.convert(scene).cluttered
+
+
 def test_first_frame_of_an_animated_png_counts(dataset: FashionMNIST, tmp_path: Path) -> None:
     boot, pullover = (picture(image) for image in dataset.test.images[:2])
     path = save(boot, tmp_path / "moving.png", save_all=True, append_images=[pullover])
-    assert torch.equal(photographs.read(path), dataset.test.images[0])
+    assert torch.equal(photographs.read(path).image, dataset.test.images[0])
 
 
 def jpeg(size: tuple[int, int]) -> bytes:
@@ -199,9 +228,9 @@ def jpeg(size: tuple[int, int]) -> bytes:
     return content.getvalue()
 
 
-def encoded(image: Image.Image, image_format: str) -> bytes:
+def encoded(image: Image.Image, image_format: str, **options: bool) -> bytes:
     content = io.BytesIO()
-    image.save(content, image_format)
+    image.save(content, image_format, **options)
     return content.getvalue()
 
 
@@ -212,12 +241,16 @@ def encoded(image: Image.Image, image_format: str) -> bytes:
         (b"hello", "not an image in one of the formats PNG, JPEG"),
         (encoded(Image.new("L", (28, 28)), "PPM"), "not an image in one of the formats PNG, JPEG"),
         (jpeg((300, 300))[:900], "truncated"),
-        (encoded(Image.new("1", (9_000, 8_000)), "PNG"), "exceed the limit of 65,000,000"),
-        (encoded(Image.new("1", (10_000, 10_000)), "PNG"), "exceed the limit of 65,000,000"),
+        (encoded(Image.new("1", (9_000, 8_000)), "PNG"), "exceed the limit of 32,500,000"),
+        (encoded(Image.new("1", (10_000, 10_000)), "PNG"), "exceed the limit of 32,500,000"),
         (encoded(Image.new("1", (14_000, 13_000)), "PNG"), "exceeds limit"),
+        (
+            encoded(Image.new("L", (7_000, 5_000)), "JPEG", progressive=True),
+            "exceed the limit of 32,500,000",
+        ),
         (encoded(Image.new("RGB", (100, 100), "white"), "PNG"), "nothing stands out"),
     ],
-    ids=["empty", "text", "ppm", "truncated", "72 MP", "100 MP", "182 MP", "blank"],
+    ids=["empty", "text", "ppm", "truncated", "72 MP", "100 MP", "182 MP", "progressive", "blank"],
 )
 def test_what_is_no_readable_picture_is_refused_in_one_line(
     tmp_path: Path, content: bytes, reason: str, recwarn: pytest.WarningsRecorder
@@ -235,7 +268,7 @@ def test_a_wrong_invert_is_refused_rather_than_classified_as_black() -> None:
     scene = Image.new("L", (100, 100), 255)
     scene.paste(0, (30, 30, 60, 60))
     with pytest.raises(ValueError, match="nothing stands out"):
-        photographs.convert(scene, "never")
+        conversion.convert(scene, "never")
 
 
 @pytest.mark.parametrize("name", ["missing.png", "x" * 300, "/dev/null"])
@@ -302,7 +335,7 @@ def test_a_format_without_losses_gives_the_image_itself(
     image = dataset.test.images[0]
     options = {"lossless": True} if suffix == ".webp" else {}
     assert torch.equal(
-        photographs.read(save(picture(image), tmp_path / f"a{suffix}", **options)), image
+        photographs.read(save(picture(image), tmp_path / f"a{suffix}", **options)).image, image
     )
 
 
@@ -313,7 +346,7 @@ def test_a_format_with_losses_gives_nearly_the_image(
     image = dataset.test.images[0]
     path = save(picture(image).convert("RGB"), tmp_path / f"a{suffix}", quality=95)
     assert photographs.find(tmp_path).images == [path]
-    assert (photographs.read(path).float() - image.float()).abs().mean() < 5
+    assert (photographs.read(path).image.float() - image.float()).abs().mean() < 5
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.float32, ">u2"])
@@ -322,7 +355,9 @@ def test_a_deep_tiff_is_scaled_not_clipped(
 ) -> None:
     image = dataset.test.images[0]
     deep = (image.squeeze(0).numpy().astype(float) * 257).astype(dtype)
-    assert torch.equal(photographs.read(save(Image.fromarray(deep), tmp_path / "a.tiff")), image)
+    assert torch.equal(
+        photographs.read(save(Image.fromarray(deep), tmp_path / "a.tiff")).image, image
+    )
 
 
 @pytest.mark.parametrize("size", [(8192, 6144), (9248, 6936)])
@@ -330,8 +365,8 @@ def test_what_a_telephone_takes_is_read(tmp_path: Path, size: tuple[int, int]) -
     whole = Image.new("L", size, 255)
     whole.paste(0, (2000, 1000, 4000, 5000))
     small = whole.resize((256, 192))
-    expected = photographs.convert(small)
-    difference = photographs.read(save(whole, tmp_path / "a.jpg")).float() - expected.float()
+    expected = conversion.convert(small).image
+    difference = photographs.read(save(whole, tmp_path / "a.jpg")).image.float() - expected.float()
     assert difference.abs().mean() < 4
 
 
@@ -340,7 +375,7 @@ def test_damaged_metadata_do_not_matter_where_the_pixels_are_whole(
 ) -> None:
     image = dataset.test.images[0]
     path = save(picture(image), tmp_path / "a.png", exif=b"Exif\0\0no TIFF header")
-    assert torch.equal(photographs.read(path), image)
+    assert torch.equal(photographs.read(path).image, image)
 
 
 def test_a_garbled_file_name_is_escaped() -> None:
@@ -382,7 +417,7 @@ def test_csv_and_json_hold_the_same_answers(tmp_path: Path) -> None:
     predict.write(answers, tmp_path / "answers.csv")
     predict.write(answers, tmp_path / "answers.json")
     table = pd.read_csv(tmp_path / "answers.csv")
-    assert table.columns.tolist() == ["image", "true", "rank", "predicted", "probability"]
+    assert table.columns.tolist() == ["image", "true", "rank", "predicted", "probability", "ground"]
     assert table["image"].tolist() == ["a, b.png"] * 2 + ["test image 9"] * 2
     assert table["rank"].tolist() == [1, 2, 1, 2]
     assert table["predicted"].tolist() == ["Coat", "Shirt"] * 2
@@ -470,6 +505,7 @@ def test_another_kind_of_model_is_one_line_and_writes_nothing(
     arguments: list[str],
 ) -> None:
     monkeypatch.setattr(models, "load", Mock(return_value=foreign))
+    monkeypatch.setattr(models, "load_calibrated", Mock(return_value=(foreign, 1.0)))
     name, *options = arguments
     entry_point = getattr(import_module(f"entrypoints.{name}"), name)
     result = CliRunner().invoke(entry_point, [*options, "--model-uri", "models:/other/1"])
@@ -576,7 +612,7 @@ def test_mistyped_options_are_refused_before_a_model_is_loaded(
     message: str,
 ) -> None:
     load = Mock()
-    monkeypatch.setattr(models, "load", load)
+    monkeypatch.setattr(models, "load_calibrated", load)
     result = run(*arguments)
     load.assert_not_called()
     assert result.exit_code == 2

@@ -28,7 +28,7 @@ from fashion.data import dataset as dataset_module
 from fashion.data.dataset import FashionMNIST, load_dataset
 from fashion.data.download import FILES, _read
 from fashion.errors import DataError, FashionError, printable
-from fashion.inference import photographs
+from fashion.inference import conversion, photographs
 from fashion.inference.photographs import ImageError
 from fashion.models import adapted, catalogue
 from fashion.settings.experiment import Architecture
@@ -199,7 +199,7 @@ def pictures() -> dict[str, bytes]:
     in_modes["I;16"] = Image.fromarray(np.asarray(gradient).astype(np.uint16) * 257)
     found = {}
     for mode, picture in in_modes.items():
-        for kind in photographs.IMAGE_FORMATS:
+        for kind in conversion.IMAGE_FORMATS:
             content = io.BytesIO()
             if mode == "I;16" and kind not in ("PNG", "TIFF"):
                 continue  # Pillow would clip it to white
@@ -220,7 +220,7 @@ def read_or_refuse(content: bytes, invert: str = "auto") -> bool:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "image.png")
         path.write_bytes(content)
-        image, refusal = attempt(lambda: photographs.read(path, invert))
+        image, refusal = attempt(lambda: photographs.read(path, invert).image)
     if refusal:
         assert refusal.isprintable()
         return False

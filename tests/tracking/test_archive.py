@@ -13,7 +13,7 @@ from mlflow.models import infer_signature
 
 from fashion.errors import RegistryError
 from fashion.settings.task import CHAMPION_URI, IMAGE_SHAPE
-from fashion.tracking import models
+from fashion.tracking import faces, models
 from tests.conftest import assert_one_line
 
 EVIL = "import os; os.mkdir(os.environ['EVIL']); from pickle import *"
@@ -98,6 +98,71 @@ def test_a_model_that_is_more_than_a_program_is_refused(
     change(folder, flavor, **settings)
     with pytest.raises(RegistryError, match=said):
         models.load(str(folder))
+
+
+@pytest.mark.parametrize("temperature", ["hot", 0, float("nan"), [1]])
+@pytest.mark.usefixtures("store")
+def test_logits_are_divided_by_nothing_but_a_temperature(temperature: object) -> None:
+    folder = log_linear(metadata={"temperature": temperature})
+    with pytest.raises(RegistryError, match="is not positive"):
+        models.load_calibrated(str(folder))
+
+
+def planted(folder: Path) -> Path:
+    """Return the folder of the code in a logged model, one with this project's face."""
+    (package,) = (folder / "code").iterdir()
+    return package
+
+
+@pytest.mark.parametrize(
+    "change_it",
+    [
+        lambda code: (code / "served.py").write_text((code / "served.py").read_text() + "\n"),
+        lambda code: (code / "pillow.py").write_text("import os"),
+        lambda code: (code.parent / "torch.py").write_text("import os"),
+        lambda code: (code / "__pycache__").unlink(),
+        lambda code: ((code / "__pycache__").unlink(), (code / "__pycache__").mkdir()),
+        lambda code: code.rename(code.with_name("fashion_served_0")),
+    ],
+    ids=["edited", "added", "shadows torch", "no guard", "bytecode", "renamed"],
+)
+def test_only_this_projects_own_code_may_travel_with_a_model(
+    store: Path, train_small: Callable[..., str], change_it: Callable[[Path], object]
+) -> None:
+    uri = models.model_uri(mlflow.get_run(train_small()))
+    folder = Path(mlflow.get_logged_model(uri.removeprefix("models:/")).artifact_location)
+    change_it(planted(folder))
+    with pytest.raises(RegistryError, match="code from outside"):
+        models.load(uri)
+
+
+def test_python_leaves_nothing_beside_the_code_that_it_loads(
+    store: Path, train_small: Callable[..., str]
+) -> None:
+    """Or a model that someone has used from a local store could not be registered any more."""
+    uri = models.model_uri(mlflow.get_run(train_small()))
+    mlflow.pyfunc.load_model(uri)
+    assert models.load(uri)
+
+
+def test_the_code_stored_with_models_stays_known_when_it_changes() -> None:
+    """Or models that were logged before a change would be refused after it."""
+    digest = faces.digest(faces.code())
+    assert digest in faces.RELEASED, f"add {digest} to faces.RELEASED"
+
+
+@pytest.mark.usefixtures("store")
+def test_code_of_a_released_version_is_accepted(
+    train_small: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = models.model_uri(mlflow.get_run(train_small()))
+    released = faces.digest(faces.code())
+    monkeypatch.setattr(faces, "code", lambda: {"served.py": b"a newer one"})
+    monkeypatch.setattr(faces, "RELEASED", frozenset())
+    with pytest.raises(RegistryError, match="code from outside"):
+        models.load(uri)
+    monkeypatch.setattr(faces, "RELEASED", frozenset({released}))
+    assert models.load(uri)
 
 
 def files_below(folder: Path) -> dict[str, int]:

@@ -18,6 +18,7 @@ from PIL import Image
 from torch.nn.functional import cross_entropy
 
 from fashion.analysis import figures, predictions, summary, tables
+from fashion.analysis.calibration import fit_temperature
 from fashion.analysis.predictions import Predictions
 from fashion.data.dataset import FashionMNIST, to_float
 from fashion.errors import TrackingError
@@ -212,6 +213,20 @@ def test_calibration_is_that_of_the_test_answers(run: Run, small: FashionMNIST) 
     assert 0 < run.data.metrics["test_ece"] < 0.5
 
 
+def test_probabilities_are_calibrated_on_validation_data(run: Run, small: FashionMNIST) -> None:
+    model = catalogue.build("baseline", seed=42)
+    training, validation = small.split(200)
+    list(loop.train(model, training, Recipe(epochs=2)))
+    temperature = fit_temperature(validation.labels, evaluation.evaluate(model, validation).logits)
+    assert temperature != pytest.approx(1, abs=0.01)
+    assert run.data.metrics["temperature"] == pytest.approx(temperature, rel=1e-3)
+    _, stored = models.load_calibrated(models.model_uri(run))
+    assert stored == run.data.metrics["temperature"]
+    logits = evaluation.evaluate(model, small.test).logits / temperature
+    error = tables.expected_calibration_error(tables.calibration(small.test.labels, logits))
+    assert run.data.metrics["test_ece_calibrated"] == pytest.approx(error, abs=1e-3)
+
+
 def predictions_of(run: Run) -> dict[str, Predictions]:
     uri = f"{run.info.artifact_uri}/{predictions.FILE}"
     return predictions.read(Path(mlflow.artifacts.download_artifacts(uri)))
@@ -293,7 +308,8 @@ def test_the_model_loads_back_without_pickle_and_gives_the_same_logits(
     info = mlflow.models.get_model_info(uri)
     files = mlflow.artifacts.list_artifacts(f"{info.artifact_path}/data")
     assert [file.path for file in files] == ["data/model.pt2"]
-    assert info.signature.inputs.inputs[0].shape == (-1, 1, 28, 28)
+    assert [param.name for param in info.signature.params.params] == ["top", "invert"]
+    assert info.metadata["classes"] == list(CLASSES)
     requirements = mlflow.artifacts.load_text(f"{info.artifact_path}/requirements.txt").split()
     assert all("==" in requirement for requirement in requirements)
 
@@ -309,7 +325,8 @@ def test_the_model_loads_back_without_pickle_and_gives_the_same_logits(
             atol=1e-5,
         )
     by_pyfunc = mlflow.pyfunc.load_model(uri).predict(to_float(small.test.images[:3]).numpy())
-    assert by_pyfunc.shape == (3, 10)
+    best = evaluation.predict(model, small.test.images[:3]).argmax(dim=1)
+    assert by_pyfunc["class"].tolist() == [CLASSES[index] for index in best]
     logged = mlflow.get_logged_model(info.model_id)
     assert {metric.key for metric in logged.metrics} >= {"test_loss", "test_accuracy"}
 
