@@ -46,7 +46,7 @@ from fashion.errors import printable
     "--output",
     type=OutputFile(".csv", ".json"),
     default="",
-    help="Also write the predictions to this .csv or .json file.",
+    help="Write the predictions to this .csv or .json file, and print a summary of them instead.",
 )
 @click.option(
     "--figure",
@@ -99,7 +99,7 @@ def predict(
         model, temperature = models.load_calibrated(query.model_uri(model_uri))
         classifier.check(model, model_uri)
         answers = predict.classify(model, samples, top, temperature)
-        click.echo(predict.render(answers), nl=False)
+        click.echo(predict.summarise(answers) if output else predict.render(answers), nl=False)
         if output:
             predict.write(answers, output)
             report_written(output)

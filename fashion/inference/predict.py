@@ -1,6 +1,8 @@
 """Classify images: collect samples, predict their classes, and show the predictions."""
 
+import textwrap
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -105,6 +107,25 @@ def render(answers: Sequence[Answer]) -> str:
             continue
         lines += [f"{p:8.2%}  {name}" for name, p in zip(classes, probabilities, strict=True)]
     return "".join(f"{line}\n" for line in lines)
+
+
+def summarise(answers: Sequence[Answer]) -> str:
+    """Count the predictions by class, in lines of at most 80 columns."""
+    clear = [answer for answer in answers if not answer.sample.cluttered]
+    counts = Counter(answer.classes[0] for answer in clear)
+    parts = [f"{count:,} {name}" for name, count in counts.most_common()]
+    if len(clear) < len(answers):
+        parts.append(f"{len(answers) - len(clear):,} on cluttered ground")
+    lines = textwrap.wrap(f"{_images(len(answers))}: {', '.join(parts)}", terminal.WIDTH)
+    known = [answer for answer in answers if answer.sample.true]
+    if known:
+        right = sum(answer.classes[0] == answer.sample.true for answer in known)
+        lines.append(f"{right:,} of {_images(len(known))} right: {right / len(known):.2%}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _images(number: int) -> str:
+    return f"{number:,} image{'s' * (number != 1)}"
 
 
 def write(answers: Sequence[Answer], path: Path) -> None:

@@ -221,15 +221,12 @@ class Experiment:
 
     @property
     def title(self) -> str:
-        """The model, and those settings that are not the lab's: "cnn lr=0.05 seed=43"."""
-        settings, lab = self.to_dict(), type(self)(self.model).to_dict()
-        preset = {name: str(value) for name, value in PRESETS[self.preset].items()}
-        changed = [
-            f"{name}={value}"
-            for name, value in settings.items()
-            if value != lab[name] and preset.get(name) != str(value)
-        ]
-        return " ".join([self.model, *changed])
+        """The model, the preset, and the settings that are not its: "cnn lr=0.05 seed=43"."""
+        usual = self.from_options({"preset": self.preset, "model": self.model}).to_dict()
+        settings = self.to_dict()
+        changed = [f"{name}={settings[name]}" for name in settings if settings[name] != usual[name]]
+        preset = [] if self.preset == OPTIONS["preset"].default else [f"preset={self.preset}"]
+        return " ".join([self.model, *preset, *changed])
 
     def to_dict(self) -> dict[str, Any]:
         """Return all options by name, as `from_options` takes them."""

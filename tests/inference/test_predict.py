@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -538,6 +539,9 @@ def test_image_files_are_classified_like_the_test_images_they_are(
     assert files["image"][0] == "saved/00.png"
     assert indices["image"][0] == "test image 0"
     assert indices["true"][0] == "Ankle boot"
+    right = (indices["predicted"] == indices["true"])[indices["rank"] == 1].sum()
+    assert result.stdout.startswith("40 images: ")
+    assert f"\n{right} of 20 images right: {right / 20:.2%}\n" in result.stdout
     pd.testing.assert_series_equal(files["predicted"], indices["predicted"])
     pd.testing.assert_series_equal(files["probability"], indices["probability"])
 
@@ -572,7 +576,7 @@ def test_unreadable_files_are_named_skipped_and_counted(
         f"Wrote {tmp_path / 'out.json'}",
         "Error: unreadable files skipped: 2",
     ]
-    assert result.stdout.startswith("good.png\n")
+    assert re.fullmatch("1 image: 1 [A-Z].*\n", result.stdout)
     assert len(json.loads((tmp_path / "out.json").read_text())) == 3
 
 

@@ -12,7 +12,7 @@ from entrypoints.cli.mlproject import ENTRY_POINTS
 from entrypoints.compare import compare
 from entrypoints.main import main
 from entrypoints.train import train
-from fashion.settings.experiment import OPTIONS
+from fashion.settings.experiment import OPTIONS, Experiment
 from fashion.tracking import launcher, views
 from tests.conftest import assert_one_line
 
@@ -101,6 +101,21 @@ def test_a_run_has_the_name_and_tags_that_were_asked_for_and_so_have_its_childre
 @pytest.mark.parametrize("tag", ["team", "=x", "model=cnn", "mlflow.user=me", "torch_version=1"])
 def test_a_tag_with_a_meaning_of_its_own_is_refused(invoke: Invoke, tag: str) -> None:
     assert invoke(train, ["--tag", tag]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "title"),
+    [
+        ({}, "cnn"),
+        ({"model": "baseline", "lr": 0.05, "seed": 43}, "baseline lr=0.05 seed=43"),
+        ({"preset": "fast"}, "compact preset=fast"),
+        ({"preset": "fast", "optimizer": "sgd"}, "compact preset=fast optimizer=sgd"),
+    ],
+)
+def test_a_model_is_called_after_what_is_special_about_it(
+    options: dict[str, object], title: str
+) -> None:
+    assert Experiment.from_options(options).title == title
 
 
 def test_every_setting_can_come_from_a_file(invoke: Invoke) -> None:
