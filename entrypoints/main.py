@@ -9,12 +9,14 @@ import click
 from entrypoints.cli.command import Command
 from entrypoints.cli.options import (
     allow_changes_option,
+    declared_options,
     experiment_asked_for,
     resume_option,
     settings_typed,
     training_options,
 )
 from fashion.errors import FashionError, printable
+from fashion.settings.gate import GATE_OPTIONS, Gate
 from fashion.settings.task import MODEL_NAME
 
 # Trained beside the requested model. Of the architecture's options they have hidden_units alone.
@@ -23,6 +25,7 @@ LINEAR_MODELS = ("baseline", "nonlinear")
 
 @click.command(cls=Command)
 @training_options
+@declared_options(list(GATE_OPTIONS.values()))
 @allow_changes_option
 @resume_option(
     "Id of an interrupted run of main to continue, or latest for the last one on this machine. Its"
@@ -37,6 +40,9 @@ def main(
     allow_changes: bool,
     data_dir: str,
     system_metrics: bool,
+    min_p: float,
+    min_gain: float,
+    force: bool,
     **settings: Any,
 ) -> None:
     """Train the lab's models as child runs, compare them and register the best MODEL.
@@ -100,8 +106,9 @@ def main(
             click.echo(f"\n{comparison.render(table, 'table')}")
             if asked.val_size:
                 candidates = query.Query(models=[asked.model])
+                gate = Gate(min_p, min_gain, force)
                 try:
-                    click.echo(registry.register(MODEL_NAME, candidates, dataset))
+                    click.echo(registry.register(MODEL_NAME, candidates, dataset, gate=gate))
                 except FashionError as error:  # what was trained and compared stays valid
                     click.echo(f"Nothing registered: {printable(str(error))}.")
             else:
