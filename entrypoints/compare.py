@@ -48,7 +48,7 @@ def compare(
     if group and latest_per_model:
         raise click.UsageError("--group and --latest-per-model are mutually exclusive.")
     from fashion.analysis import comparison
-    from fashion.tracking import query, records, store
+    from fashion.tracking import query, records, store, views
 
     store.connect()
     asked = Query(experiments, filter_string, models, metric, top, latest_per_model)
@@ -59,6 +59,8 @@ def compare(
         report_written(output)
     else:
         click.echo(comparison.render(table, output_format, metric), nl=False)
+    if not output and "run_id" in table and len(table):
+        click.echo(views.advice(table["run_id"].iloc[0]), err=True)
     if log:
         click.echo(f"Logged to run {records.log_comparison(table)}", err=True)
 

@@ -7,6 +7,7 @@ import click
 from entrypoints.cli.command import Command
 from entrypoints.cli.options import data_dir_option, model_uri_option
 from entrypoints.cli.types import FileStem, UserPath
+from fashion import advice
 from fashion.settings.task import MODEL_NAME
 
 
@@ -18,7 +19,7 @@ from fashion.settings.task import MODEL_NAME
     type=click.Choice(["pth", "onnx"]),
     default="pth",
     show_default=True,
-    help="pth writes the state dict; onnx needs uv sync --group onnx.",
+    help="pth writes the state dict; onnx needs the dependency group onnx.",
 )
 @click.option(
     "--name",
@@ -38,6 +39,9 @@ from fashion.settings.task import MODEL_NAME
 @data_dir_option
 def export(model_uri: str, output_format: str, name: str, output_dir: str, data_dir: str) -> None:
     """Write a model as NAME.pth or NAME.onnx and verify the written file."""
+    if output_format == "onnx":
+        advice.require("onnx", "onnx", "onnxruntime", "onnxscript")
+
     from fashion.data.dataset import load_dataset
     from fashion.inference import classifier, export
     from fashion.tracking import models, query, store
@@ -45,8 +49,6 @@ def export(model_uri: str, output_format: str, name: str, output_dir: str, data_
     path = Path(output_dir, f"{name}.{output_format}").absolute()
     store.connect()
     model = models.load(query.model_uri(model_uri))
-    if output_format == "onnx":
-        export.require_onnx()
     classifier.check(model, model_uri)
     if output_format == "onnx":
         images = load_dataset(data_dir).test.images[:300]

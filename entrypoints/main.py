@@ -57,7 +57,17 @@ def main(
     from fashion.data.dataset import load_dataset
     from fashion.data.download import locate
     from fashion.settings.experiment import Architecture
-    from fashion.tracking import checkpoint, groups, query, records, registry, store, training
+    from fashion.tracking import (
+        checkpoint,
+        groups,
+        overview,
+        query,
+        records,
+        registry,
+        store,
+        training,
+        views,
+    )
     from fashion.tracking.checkpoint import CheckpointError
     from fashion.training import build, distributed
 
@@ -108,11 +118,19 @@ def main(
                 candidates = query.Query(models=[asked.model])
                 gate = Gate(min_p, min_gain, force)
                 try:
-                    click.echo(registry.register(MODEL_NAME, candidates, dataset, gate=gate))
+                    registration = str(
+                        registry.register(MODEL_NAME, candidates, dataset, gate=gate)
+                    )
                 except FashionError as error:  # what was trained and compared stays valid
-                    click.echo(f"Nothing registered: {printable(str(error))}.")
+                    registration = f"Nothing registered: {printable(str(error))}."
             else:
-                click.echo("Nothing registered: val_size 0 leaves no validation data to select on.")
+                registration = (
+                    "Nothing registered: val_size 0 leaves no validation data to select on."
+                )
+            click.echo(registration)
+            overview.describe_comparison(table, dataset, asked.val_size, registration)
+        click.echo(f"\n{views.advice(parent)}")
+        click.echo(f"\nUse the champion:\n  {advice.command('predict', indices='0-8')}")
 
 
 if __name__ == "__main__":

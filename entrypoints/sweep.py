@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,6 +15,7 @@ from entrypoints.cli.options import (
     declared_options,
     resume_option,
 )
+from fashion import advice
 from fashion.errors import SettingError
 from fashion.settings.experiment import Experiment
 from fashion.sweeps.plan import METRIC, PLAN_OPTIONS, Plan, Range, Space, parse, read
@@ -63,11 +63,7 @@ def _absolute(_context: click.Context, _option: click.Parameter, storage: str) -
 @click.pass_context
 def sweep(context: click.Context, resume: str, data_dir: str, **options: Any) -> None:
     """Train many configurations, compare them on validation data, and report the best."""
-    if find_spec("ray") is None or find_spec("optuna") is None:
-        raise click.ClickException(
-            "a sweep needs Ray and Optuna, which the environments that mlflow run builds lack:"
-            " uv sync --extra sweep, and --env-manager local"
-        )
+    advice.require("sweep", "optuna", "ray")
     if resume:
         _refuse_others(context, options)
     else:
@@ -78,7 +74,7 @@ def sweep(context: click.Context, resume: str, data_dir: str, **options: Any) ->
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     from fashion.data.dataset import load_dataset
     from fashion.sweeps import report, sweep
-    from fashion.tracking import store
+    from fashion.tracking import store, views
 
     store.connect()
     if resume:
@@ -93,7 +89,7 @@ def sweep(context: click.Context, resume: str, data_dir: str, **options: Any) ->
     click.echo(f"\nBest: trial {best.name}, {best.metrics[METRIC]:.2%} validation accuracy,")
     click.echo(f"run {best.run_id}. To train it again and test it:\n")
     click.echo(report.command(best.config))
-    click.echo(f"\nLogged as run {run_id}")
+    click.echo(f"\nLogged as run {run_id}\n\n{views.advice(run_id, views.SWEEP_VIEW)}")
 
 
 def _refuse_others(context: click.Context, options: Mapping[str, Any]) -> None:

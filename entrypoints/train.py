@@ -39,7 +39,7 @@ def train(
     asked = experiment_asked_for(settings)
     from fashion.data.dataset import load_dataset
     from fashion.data.download import locate
-    from fashion.tracking import checkpoint, groups, records, store, training
+    from fashion.tracking import checkpoint, groups, overview, records, store, training, views
     from fashion.training import build, distributed
 
     if nproc > 1 and not distributed.is_launched():
@@ -83,10 +83,11 @@ def train(
                 allow_changes=allow_changes,
             ) as (run_id, children):
                 spread = records.log_spread(children)
+                overview.describe_seeds(spread)
             for metric, (mean, std) in spread.items():
                 if metric.endswith("accuracy"):
                     click.echo(f"{metric}: {mean:.2%} ± {std:.2%} over {group.seeds} seeds")
-        click.echo(f"Logged as run {run_id}")
+        click.echo(f"Logged as run {run_id}\n\n{views.advice(run_id)}")
 
 
 if __name__ == "__main__":

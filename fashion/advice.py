@@ -1,8 +1,15 @@
-"""Commands that messages print for the user to run."""
+"""Commands that messages print for the user to run, from the project's folder."""
 
 import os
+import shlex
+import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+
+from fashion.errors import FashionError
+
+_ROOT = Path(__file__).parents[1]
 
 # MLflow removes the variable when it opens the run that `mlflow run` has created.
 _STARTED_BY_MLFLOW = "MLFLOW_RUN_ID" in os.environ
@@ -17,6 +24,36 @@ def command(entry_point: str, **parameters: object) -> str:
         words = [f"python -m entrypoints.{entry_point}"]
         words += [f"--{name.replace('_', '-')} {value}" for name, value in parameters.items()]
     return " ".join(words)
+
+
+class MissingPackageError(FashionError):
+    """A package of an optional dependency group is not installed."""
+
+
+def require(group: str, *modules: str) -> None:
+    """Check that modules which a dependency group of pyproject.toml brings are installed.
+
+    Raises:
+        MissingPackageError: one is missing; the message has the command that installs the group.
+    """
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        raise MissingPackageError(f"{', '.join(missing)} not installed: {_install(group)}")
+
+
+def _install(group: str) -> str:
+    """Return the command that adds a dependency group to the environment of this process."""
+    fetch, uv = "", ".uv/bin/uv"
+    # Its own uv first: one in this environment is on the user's PATH only if it is activated.
+    if not (_ROOT / uv).exists():
+        if shutil.which("uv"):
+            uv = "uv"
+        else:
+            fetch = "python3 -m pip install -qq --target .uv uv && "
+    target = f"UV_PROJECT_ENVIRONMENT={shlex.quote(sys.prefix)} "
+    if Path(sys.prefix) == _ROOT / ".venv":
+        target = ""  # uv's default
+    return f"{fetch}{target}{uv} sync --inexact --only-group {group}"
 
 
 def _environment_manager() -> list[str]:

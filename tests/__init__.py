@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -16,6 +17,9 @@ if "FASHION_TESTS" not in os.environ:
     os.environ |= {"FASHION_TESTS": "1", "TMPDIR": folder}
     tempfile.tempdir = folder
 
+# Some machines forbid Python to keep bytecode: each of hundreds of processes would compile MLflow.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # What the tests start runs in other folders.
 os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent)
 # Each worker of pytest-xdist has its share of the cores. Threads that wait for others do so asleep.

@@ -1,5 +1,6 @@
 """What the tests share: the real dataset, a part of it, an empty tracking store, and a server."""
 
+import functools
 import os
 import secrets
 import shutil
@@ -12,17 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import mlflow.store.db.utils
 import pytest
 from click.testing import CliRunner, Result
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from deploy import server
+from fashion.analysis import summary
 from fashion.data import dataset as dataset_module
 from fashion.data.dataset import FashionMNIST, Subset, load_dataset
 from fashion.settings.experiment import Architecture, Experiment, Recipe
 from fashion.tracking import training
 from fashion.training.kernels.compile import KernelError, library
+from tests.blank import BlankFigures
 from tests.processes import Process
 
 ROOT = Path(__file__).parent.parent
@@ -34,7 +38,7 @@ PUBLIC_NAME = "mlflow.example.org"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--rounds", type=int, default=10, help="How often the slow tests of faults try each."
+        "--rounds", type=int, default=5, help="How often the slow tests of faults try each."
     )
 
 
@@ -90,6 +94,14 @@ def head(subset: Subset, size: int) -> Subset:
     return Subset(subset.name, subset.images[:size], subset.labels[:size], subset.digest)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _blank_figures() -> Iterator[None]:
+    """Trainings draw no figures, neither here nor in forked processes; test_training.py's do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(summary, "figures", BlankFigures())
+        yield
+
+
 @pytest.fixture(scope="session")
 def native_kernels() -> None:
     """Skip what tests the native kernels on a machine that cannot compile them."""
@@ -100,7 +112,16 @@ def native_kernels() -> None:
 
 
 @pytest.fixture(scope="session")
-def _empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _one_schema() -> Iterator[None]:
+    """MLflow reads its 67 migrations for each database that it opens: here once for all."""
+    with pytest.MonkeyPatch.context() as patch:
+        latest = mlflow.store.db.utils._get_latest_schema_revision
+        patch.setattr(mlflow.store.db.utils, latest.__name__, functools.cache(latest))
+        yield
+
+
+@pytest.fixture(scope="session")
+def _empty_store(_one_schema: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database with MLflow's tables and no runs; making one takes seconds, copying it none."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
     mlflow.set_tracking_uri(f"sqlite:///{path}")

@@ -6,13 +6,18 @@ tests start a hundred.
 
 import multiprocessing
 import os
+import resource
 import runpy
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from fashion.errors import FashionError
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.preload"])
@@ -71,6 +76,21 @@ class Process:
         """Kill it, unless it has ended."""
         self._process.kill()
         self._process.join()
+
+
+def growth_of_the_peak(call: Callable[[Any], Any], argument: Any) -> float:
+    """Return by how many MiB the peak of a process of its own grows in a call that must fail."""
+    with ProcessPoolExecutor(1, _context) as pool:
+        return pool.submit(_growth, call, argument).result()
+
+
+def _growth(call: Callable[[Any], Any], argument: Any) -> float:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        call(argument)
+    except FashionError:
+        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    raise AssertionError("the call did not fail")
 
 
 def _run(

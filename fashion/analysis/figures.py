@@ -15,6 +15,7 @@ from fashion.analysis.style import (
     PERCENT,
     RIGHT,
     WRONG,
+    color_of,
     epoch_axis,
     log_axis,
     styled,
@@ -227,8 +228,8 @@ def comparison(table: pd.DataFrame) -> Figure:
         f"{metric}_mean" if grouped else metric for metric in ("train_seconds", "test_accuracy")
     )
     drawn = table.dropna(subset=[seconds, accuracy, "num_parameters"])
-    for index, (model, rows) in enumerate(drawn.groupby("model", sort=False)):
-        color = COLORS[index % len(COLORS)]
+    for model, rows in drawn.groupby("model", sort=False):
+        color = color_of(str(model))
         x, y = rows[seconds], rows[accuracy]
         axes.scatter(x, y, s=50, color=color)
         if grouped:

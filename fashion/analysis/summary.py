@@ -60,6 +60,20 @@ def write_files(
     return pairs
 
 
+# Of the files of `write_files`, those to compare across runs; by key of the UI's image grid.
+PICTURES = {
+    "confusion matrix": "confusion_matrix.png",
+    "predictions": "predictions.png",
+    "surest mistakes": "confidently_wrong.png",
+}
+
+
+def pictures(folder: Path) -> dict[str, Path]:
+    """Return which pictures in the folder of `write_files` to compare across runs, by name."""
+    paths = {key: folder / name for key, name in PICTURES.items()}
+    return {key: path for key, path in paths.items() if path.exists()}
+
+
 def _grid(subset: Subset, rows: torch.Tensor, answers: Evaluation, title: str) -> Figure:
     """Draw the images of `rows` with the model's predictions and their probabilities."""
     confidence, predicted = answers.logits[rows].softmax(dim=1).max(dim=1)

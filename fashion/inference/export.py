@@ -1,6 +1,5 @@
 """Export a model to a file and verify the file before it replaces an existing one."""
 
-import importlib.util
 import io
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from fashion.files import replacing
 from fashion.settings.task import IMAGE_SHAPE
 from fashion.training import evaluation
 
-ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 # Single images, and batches with a smaller last one.
 CHECKED_BATCH_SIZES = (1, 7)
 # Relative and absolute, as in torch.allclose: onnxruntime sums float32 in a different order than
@@ -22,18 +20,7 @@ LOGIT_TOLERANCE = 1e-4
 
 
 class ExportError(FashionError):
-    """The file does not contain the exported model, or a package is missing."""
-
-
-def require_onnx() -> None:
-    """Check that the optional packages of the ONNX export are installed.
-
-    Raises:
-        ExportError: one is missing.
-    """
-    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ExportError(f"{', '.join(missing)} not installed: uv sync --group onnx")
+    """The file does not contain the exported model."""
 
 
 def to_pth(model: nn.Module, path: Path) -> str:
@@ -78,7 +65,7 @@ def to_onnx(model: nn.Module, path: Path, images: Tensor) -> str:
             replaced.
         files.FileError: the file cannot be written.
     """
-    # Imported here because they are an optional extra.
+    # Imported here because they are an optional dependency group.
     import onnxruntime
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 

@@ -213,6 +213,18 @@ class Experiment:
             for seed in range(first, first + count)
         ]
 
+    @property
+    def title(self) -> str:
+        """The model, and those settings that are not the lab's: "cnn lr=0.05 seed=43"."""
+        settings, lab = self.to_dict(), type(self)(self.model).to_dict()
+        preset = {name: str(value) for name, value in PRESETS[self.preset].items()}
+        changed = [
+            f"{name}={value}"
+            for name, value in settings.items()
+            if value != lab[name] and preset.get(name) != str(value)
+        ]
+        return " ".join([self.model, *changed])
+
     def to_dict(self) -> dict[str, Any]:
         """Return all options by name, as `from_options` takes them."""
         return flatten(self)

@@ -18,6 +18,8 @@ IMAGE_SHAPE = (1, 28, 28)
 TRAIN_SIZE = 60_000
 TEST_SIZE = 10_000
 HOMEPAGE = "https://github.com/zalandoresearch/fashion-mnist"
+# The authors' own server, as in torchvision.datasets.FashionMNIST.
+DOWNLOADS = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 MODEL_NAME = "fashion-mnist-cnn"
 CHAMPION = "champion"
 CHAMPION_URI = f"models:/{MODEL_NAME}@{CHAMPION}"

@@ -15,10 +15,10 @@ from fashion.data.dataset import FashionMNIST
 from fashion.files import replacing
 from fashion.settings.experiment import Experiment
 from fashion.sweeps import report, tuner
-from fashion.sweeps.plan import Plan, Space
+from fashion.sweeps.plan import METRIC, Plan, Space
 from fashion.sweeps.trials import TrialResult
 from fashion.sweeps.tuner import Resolve
-from fashion.tracking import checkpoint, runs, store
+from fashion.tracking import checkpoint, overview, runs, store
 from fashion.tracking import training as training_runs
 from fashion.tracking.checkpoint import CheckpointError
 
@@ -104,6 +104,9 @@ def run(
         again = advice.command("sweep", resume=run_id)
         with store.refusals(f"the results are saved; continue with {again}"):
             _log(results, best, space)
+            overview.describe_sweep(
+                best.run_id, best.name, best.metrics[METRIC], report.command(best.config)
+            )
     return run_id, best
 
 

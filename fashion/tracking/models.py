@@ -1,5 +1,6 @@
 """Log models to MLflow, and load them."""
 
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,7 +24,6 @@ from fashion.settings.task import IMAGE_SHAPE
 from fashion.tracking import archive
 from fashion.training.evaluation import Evaluation
 
-MODEL_ARTIFACT = "model"
 # Given explicitly, because MLflow would load the model in a second process to infer them.
 PIP_REQUIREMENTS = [
     f"mlflow=={mlflow.__version__}",
@@ -31,13 +31,14 @@ PIP_REQUIREMENTS = [
 ]
 
 
-def log_model(run: Run, model: nn.Module, subset: Subset, answers: Evaluation) -> str:
+def log_model(run: Run, title: str, model: nn.Module, subset: Subset, answers: Evaluation) -> str:
     """Log the run's model as a pt2 archive, which loads without pickle and without our code.
 
     A model that an interrupted attempt has partly logged is completed, so that a run has one model.
 
     Args:
         run: the active run.
+        title: what the UI calls the model.
         model: in evaluation mode, on the CPU.
         subset: images, the first of which become the input example.
         answers: the model's predictions on `subset`.
@@ -57,9 +58,14 @@ def log_model(run: Run, model: nn.Module, subset: Subset, answers: Evaluation) -
         "serialization_format": "pt2",
     }
     if begun is None:
-        return mlflow.pytorch.log_model(model, name=MODEL_ARTIFACT, **options).model_id
+        return mlflow.pytorch.log_model(model, name=_allowed(title), **options).model_id
     _complete_model(run, begun, model, options)
     return begun.model_id
+
+
+def _allowed(title: str) -> str:
+    """Replace characters that MLflow does not allow in the name of a model."""
+    return re.sub(r"""[/:.%"']""", "_", title)
 
 
 def _begun_model(run: Run) -> LoggedModel | None:
@@ -83,7 +89,7 @@ def _complete_model(
         client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
     described = Model(begun.artifact_location, run_id, model_uuid=model_id, model_id=model_id)
     with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder, MODEL_ARTIFACT))
+        path = str(Path(folder, "model"))
         mlflow.pytorch.save_model(model, path, mlflow_model=described, **options)
         client.log_model_artifacts(model_id, path)
     client.finalize_logged_model(model_id, LoggedModelStatus.READY)

@@ -2,19 +2,22 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.data.http_dataset_source import HTTPDatasetSource
-from mlflow.data.meta_dataset import MetaDataset
+from mlflow.data.numpy_dataset import NumpyDataset
 from mlflow.entities import Run
+from PIL import Image
 
 from fashion.analysis import figures, tables
 from fashion.data.dataset import Subset
-from fashion.settings.task import HOMEPAGE
+from fashion.settings.task import CLASSES, DOWNLOADS
 from fashion.tracking import runs
 from fashion.training.evaluation import Evaluation
 
@@ -76,27 +79,77 @@ def log_exploration(table: str, drawn: Mapping[str, Figure]) -> str:
     return run_id
 
 
-def _log_params(run: Run, params: Mapping[str, Any]) -> None:
+class ImageDataset(NumpyDataset):
+    """Labelled images in MLflow's lineage; their profile says what is in them."""
+
+    @property
+    def profile(self) -> dict[str, Any]:
+        """Shape and data type of the images, their mean in [0, 1], and the images per class."""
+        images, labels = self.features, self.targets
+        assert isinstance(images, np.ndarray)
+        assert isinstance(labels, np.ndarray)
+        return {
+            "images": len(images),
+            "shape": list(images.shape[1:]),
+            "dtype": str(images.dtype),
+            "mean": round(float(images.mean()) / 255, 4) if len(images) else None,
+            "images_per_class": {
+                name: int(count)
+                for name, count in zip(
+                    CLASSES, np.bincount(labels, minlength=len(CLASSES)), strict=True
+                )
+            },
+        }
+
+
+def dataset_of(subset: Subset) -> ImageDataset:
+    """Return a subset as MLflow's lineage and metrics refer to it."""
+    part = "t10k" if subset.name.endswith("test") else "train"
+    return ImageDataset(
+        subset.images.numpy(),
+        HTTPDatasetSource(f"{DOWNLOADS}/{part}-images-idx3-ubyte.gz"),
+        subset.labels.numpy(),
+        subset.name,
+        subset.digest,
+    )
+
+
+def log_pictures(run: Run, pictures: Mapping[str, Path]) -> None:
+    """Log PNG files by key for the image grid of the UI, which shows runs side by side.
+
+    All have step 0, so that runs of different lengths are shown together. What an interrupted
+    attempt has logged is not logged again.
+    """
+    client = MlflowClient()
+    # MLflow writes the compressed copy last.
+    logged = {
+        Path(file.path).name.partition("+")[0]
+        for file in client.list_artifacts(run.info.run_id, "images")
+        if "+compressed" in file.path
+    }
+    for key, path in pictures.items():
+        if key not in logged:
+            with Image.open(path) as picture:
+                client.log_image(run.info.run_id, picture, key=key, step=0, synchronous=True)
+
+
+def log_params(run: Run, params: Mapping[str, Any]) -> None:
     # `mlflow run` has already logged the entry point's parameters as typed. A parameter cannot be
     # logged again with another spelling (1e-1 for 0.1): mlflow/mlflow#3536.
     mlflow.log_params({key: params[key] for key in params.keys() - run.data.params.keys()})
 
 
-def _log_lineage(training: Subset, validation: Subset | None, test: Subset) -> None:
+def log_lineage(training: Subset, validation: Subset | None, test: Subset) -> None:
     subsets = {"training": training, "validation": validation, "test": test}
     present = {context: subset for context, subset in subsets.items() if subset is not None}
-    source = HTTPDatasetSource(HOMEPAGE)
     mlflow.log_inputs(
-        datasets=[
-            MetaDataset(source, name=subset.name, digest=subset.digest)  # type: ignore[abstract]
-            for subset in present.values()
-        ],
+        datasets=[dataset_of(subset) for subset in present.values()],
         contexts=list(present),
         tags_list=[{"images": str(len(subset))} for subset in present.values()],
     )
 
 
-def _log_per_class(run: Run, subset: Subset, answers: Evaluation) -> None:
+def log_per_class(run: Run, subset: Subset, answers: Evaluation) -> None:
     logged = {file.path for file in MlflowClient().list_artifacts(run.info.run_id)}
     if PER_CLASS_ARTIFACT not in logged:  # log_table appends to an existing table
         table = tables.per_class(subset.labels, answers.logits.argmax(dim=1))

@@ -39,6 +39,8 @@ from fashion.tracking.store import (
 
 # Tag with the model's name; it marks the training runs among the runs of an experiment.
 MODEL_TAG = "model"
+# Tag with the colour of the run in the UI's charts.
+COLOR_TAG = "mlflow.runColor"
 # Tag with the id of the sweep's trial that a run belongs to.
 TRIAL_TAG = "trial"
 

@@ -20,6 +20,7 @@ from torch import nn
 from fashion import advice
 from fashion.analysis import predictions, summary, tables
 from fashion.analysis.predictions import Predictions
+from fashion.analysis.style import color_of
 from fashion.data.dataset import FashionMNIST, Subset
 from fashion.errors import SettingError
 from fashion.settings.experiment import Experiment, Recipe
@@ -27,7 +28,13 @@ from fashion.tracking import checkpoint, runs, store
 from fashion.tracking.checkpoint import CheckpointError
 from fashion.tracking.environment import MAY_CHANGE, differences, environment
 from fashion.tracking.models import log_model
-from fashion.tracking.records import _log_lineage, _log_params, _log_per_class
+from fashion.tracking.records import (
+    dataset_of,
+    log_lineage,
+    log_params,
+    log_per_class,
+    log_pictures,
+)
 from fashion.training import distributed, evaluation, loop
 from fashion.training.build import build
 
@@ -352,11 +359,13 @@ def _complete(
     recipe = experiment.recipe
     training, validation = dataset.split(experiment.val_size)
     with store.refusals(store.START_IT):
-        mlflow.set_tag(runs.MODEL_TAG, experiment.model)
+        mlflow.set_tags(
+            {runs.MODEL_TAG: experiment.model, runs.COLOR_TAG: color_of(experiment.model)}
+        )
         if record.get("changes"):
             mlflow.set_tag(CHANGES_TAG, "; ".join(record["changes"]))
-        _log_params(run, record["params"])
-        _log_lineage(training, validation, dataset.test)
+        log_params(run, record["params"])
+        log_lineage(training, validation, dataset.test)
     # Before training: a store of artifacts that refuses files would refuse the model, hours later.
     with store.refusals("its artifacts cannot be stored"):
         mlflow.log_dict(record["experiment"], SETTINGS_ARTIFACT)
@@ -394,11 +403,20 @@ def _complete(
         predictions.write(Path(folder, predictions.FILE), answers)
         with store.refusals(f"the trained model is saved; log it with {advice.command('replay')}"):
             _log_epochs(epochs, logged)
-            model_id = log_model(run, model, dataset.test, test)
-            mlflow.log_metrics(final, model_id=model_id, timestamp=at["timestamp"])
+            model_id = log_model(run, experiment.title, model, dataset.test, test)
+            _log_final(
+                final,
+                epochs[final_epoch - 1],
+                final_epoch,
+                model_id,
+                validation,
+                dataset.test,
+                at["timestamp"],
+            )
             mlflow.log_metrics(extra, **at)
             mlflow.log_artifacts(folder)
-            _log_per_class(run, dataset.test, test)
+            log_pictures(run, summary.pictures(Path(folder)))
+            log_per_class(run, dataset.test, test)
             text = summary.note(
                 run.info.run_id,
                 experiment.model,
@@ -471,6 +489,34 @@ def _log_epochs(epochs: Sequence[Mapping[str, Any]], logged: int) -> int:
     for number, epoch in enumerate(epochs[logged:], logged + 1):
         mlflow.log_metrics(epoch["metrics"], step=number, timestamp=epoch["timestamp"])
     return len(epochs)
+
+
+def _log_final(
+    final: Mapping[str, float],
+    epoch: Mapping[str, Any],
+    step: int,
+    model_id: str,
+    validation: Subset | None,
+    test: Subset,
+    timestamp: int,
+) -> None:
+    """Log the metrics of the final weights, linked to the model and to the images of each.
+
+    The UI and `search_logged_models` rank models by metrics that are linked to both.
+    """
+    if validation is not None:
+        # As `_log_epochs` has logged them: MLflow stores them only once.
+        mlflow.log_metrics(
+            {name: value for name, value in epoch["metrics"].items() if name.startswith("val_")},
+            step=step,
+            timestamp=epoch["timestamp"],
+            model_id=model_id,
+            dataset=dataset_of(validation),
+        )
+    on_test = {name: value for name, value in final.items() if name.startswith("test_")}
+    mlflow.log_metrics(on_test, model_id=model_id, dataset=dataset_of(test), timestamp=timestamp)
+    others = {name: value for name, value in final.items() if name not in on_test}
+    mlflow.log_metrics(others, model_id=model_id, timestamp=timestamp)
 
 
 def _tta(model: nn.Module, validation: Subset | None, test: Subset) -> dict[str, float]:

@@ -217,12 +217,12 @@ def _fill_and_count(debian_dir: Path, target: Path, barrier) -> None:
 
 
 def test_two_processes_filling_one_cache_both_succeed(files: Path, tmp_path: Path) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    barrier = spawn.Barrier(2)
+    context = multiprocessing.get_context("forkserver")
+    barrier = context.Barrier(2)
     target = tmp_path / "cache"
     target.mkdir()
     processes = [
-        spawn.Process(target=_fill_and_count, args=(files, target, barrier)) for _ in range(2)
+        context.Process(target=_fill_and_count, args=(files, target, barrier)) for _ in range(2)
     ]
     for process in processes:
         process.start()

@@ -65,7 +65,7 @@ def test_kill_at_random_moments_loses_nothing(
     start: Start, command: Callable, store: Path, rounds: int
 ) -> None:
     """kill -9, `rounds` times; runs end with the weights of one that was left alone."""
-    settings = (*BASELINE, "--epochs", "12")
+    settings = (*BASELINE, "--epochs", "12", "--batch-size", "64")
     assert command(*settings).returncode == 0
     undisturbed = the_run()
     duration = (undisturbed.info.end_time - undisturbed.info.start_time) / 1000
@@ -129,7 +129,7 @@ def wait_for_imports(launcher: subprocess.Popen[str]) -> None:
     raise AssertionError("no entry point was started")
 
 
-@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("early", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_ctrl_c_at_mlflow_run_ends_the_run_as_killed(
     store: Path, dataset: FashionMNIST, early: bool
 ) -> None:
@@ -240,15 +240,15 @@ def server(store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     server.stop()
 
 
-def test_a_server_that_is_down_is_said_before_training(start: Start, server: Server) -> None:
-    server.stop()
-    output = start(*BASELINE).communicate()
-    assert output.startswith(f"Error: the tracking store {server.uri} cannot be used")
+def test_a_server_that_is_down_is_said_before_training(start: Start, store: Path) -> None:
+    uri = Server(store).uri
+    output = start(*BASELINE, env={**os.environ, "MLFLOW_TRACKING_URI": uri}).communicate()
+    assert output.startswith(f"Error: the tracking store {uri} cannot be used")
     assert len(output.splitlines()) == 1
 
 
 def test_training_outlives_a_server_that_comes_back(start: Start, server: Server) -> None:
-    process = start(*BASELINE, "--epochs", "60")
+    process = start(*BASELINE, "--epochs", "60", "--batch-size", "64")
     wait_for(process, "epoch 2/")
     server.stop()
     wait_for(process, "training continues")
@@ -360,8 +360,8 @@ def test_no_password_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # A process of its own: what it must not break are its own locks.
-STOPPED_A_HUNDRED_TIMES = """
-import importlib, os, random, signal, threading, time
+STOPPED_MANY_TIMES = """
+import importlib, os, random, signal, sys, threading, time
 import click, mlflow
 from click.testing import CliRunner
 from entrypoints.cli.command import Command
@@ -376,8 +376,9 @@ def log():
         while time.monotonic() < end:
             mlflow.set_tag("key", "value")
 
-draw = random.Random(0)
-for _ in range(100):
+times = int(sys.argv[1])
+draw = random.Random(times)
+for _ in range(times):
     moment, end = draw.uniform(0.001, 0.03), time.monotonic() + 600
     assert CliRunner().invoke(log).exit_code == 128 + signal.SIGTERM
 
@@ -388,10 +389,11 @@ assert not thread.is_alive(), "no thread can import any more"
 """
 
 
-def test_a_run_stopped_at_any_moment_of_logging_ends_killed(store: Path) -> None:
+@pytest.mark.parametrize("times", [30, pytest.param(100, marks=pytest.mark.slow)])
+def test_a_run_stopped_at_any_moment_of_logging_ends_killed(store: Path, times: int) -> None:
     """Neither its own transaction, cut off, keeps it from the database, nor its own import."""
     done = subprocess.run(
-        [sys.executable, "-c", STOPPED_A_HUNDRED_TIMES],
+        [sys.executable, "-c", STOPPED_MANY_TIMES, str(times)],
         cwd=store,
         capture_output=True,
         text=True,
@@ -399,4 +401,4 @@ def test_a_run_stopped_at_any_moment_of_logging_ends_killed(store: Path) -> None
     )
     assert done.returncode == 0, done.stderr
     stopped = mlflow.search_runs(output_format="list")
-    assert [run.info.status for run in stopped] == ["KILLED"] * 100
+    assert [run.info.status for run in stopped] == ["KILLED"] * times

@@ -7,12 +7,14 @@ import sys
 import tomllib
 from pathlib import Path
 
+import matplotlib
 import mlflow
 import pytest
 import yaml
-from packaging.markers import Marker
+from packaging.requirements import Requirement
 
-from entrypoints.cli import mlproject
+from entrypoints.cli import conda, mlproject
+from fashion import advice
 from fashion.data.dataset import FashionMNIST
 from fashion.settings.experiment import OPTIONS
 from fashion.settings.presets import PRESETS
@@ -53,38 +55,19 @@ def test_every_parameter_is_passed_on(entry_point: str) -> None:
     assert words[3:] == expected
 
 
-def locked_versions() -> dict[str, str]:
-    """Return the version of each locked package for the Python that conda.yaml asks for."""
-    (python,) = (d for d in CONDA["dependencies"] if str(d).startswith("python="))
-    environment = {
-        "python_version": python.removeprefix("python="),
-        "python_full_version": f"{python.removeprefix('python=')}.0",
-        "sys_platform": "linux",
-    }
-    return {
-        package["name"]: package["version"]
-        for package in tomllib.loads((ROOT / "uv.lock").read_text())["package"]
-        if "version" in package
-        and any(
-            Marker(marker).evaluate(environment)
-            for marker in package.get("resolution-markers", ["python_version > '3'"])
-        )
-    }
+def test_conda_pins_what_the_lock_exports() -> None:
+    assert (ROOT / "conda.yaml").read_text() == conda.render()
 
 
-def test_conda_pins_are_those_of_the_lock() -> None:
-    locked = locked_versions()
+def test_conda_pins_what_every_entry_point_needs() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    groups = project["dependency-groups"]
+    needed = [*project["project"]["dependencies"], *groups["onnx"], *groups["sweep"]]
     (pip,) = (d["pip"] for d in CONDA["dependencies"] if isinstance(d, dict))
-    pins = dict(requirement.split("==") for requirement in pip)
-    assert pins == {name: locked[name] for name in pins}
-    assert f"pip={locked['pip']}" in CONDA["dependencies"]
-
-
-def test_conda_installs_what_the_project_depends_on() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    needed = {requirement.split(">=")[0] for requirement in project["dependencies"]}
-    (pip,) = (d["pip"] for d in CONDA["dependencies"] if isinstance(d, dict))
-    assert {requirement.split("==")[0] for requirement in pip} | {"pip"} == needed
+    pinned = [Requirement(line) for line in pip]
+    assert {Requirement(line).name for line in needed} <= {pin.name for pin in pinned}
+    assert all(str(pin.specifier).startswith("==") for pin in pinned)
+    assert not {"pytest", "ruff"} & {pin.name for pin in pinned}
 
 
 def test_conda_uses_conda_forge_alone() -> None:
@@ -98,7 +81,23 @@ def test_ci_runs_the_readmes_test_commands() -> None:
     assert found == ["uv run pytest", ".uv/bin/uv run pytest -m slow"]
     commands = [line for line in readme.splitlines() if line.startswith("python3 -m pip install")]
     assert ["mlflow run ." in command for command in commands] == [True, False]
+    assert "&& .uv/bin/uv run --no-default-groups mlflow run ." in commands[0]
     assert commands[1].endswith("&& .uv/bin/uv run pytest")
+
+
+def test_the_command_for_a_missing_package_works_as_printed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(advice.MissingPackageError, match=r"^onnx not installed: ") as missing:
+        advice.require("onnx", "onnx", "onnxscript")
+    command = str(missing.value).removeprefix("onnx not installed: ")
+    done = subprocess.run(
+        f"{command} --dry-run", shell=True, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert sys.prefix in done.stderr or ".venv" in done.stderr
+    assert "Would uninstall" not in done.stderr
 
 
 def test_the_lock_is_up_to_date() -> None:
@@ -126,7 +125,12 @@ def mlflow_run(
 
 
 @pytest.mark.parametrize(
-    "env_manager", ["local", pytest.param("uv", marks=pytest.mark.environment)]
+    "env_manager",
+    # What test_shared_server.py does is `local` too.
+    [
+        pytest.param("local", marks=pytest.mark.slow),
+        pytest.param("uv", marks=pytest.mark.environment),
+    ],
 )
 def test_mlflow_run_trains(store: Path, dataset: FashionMNIST, env_manager: str) -> None:
     done = mlflow_run(
@@ -145,6 +149,7 @@ def test_mlflow_run_trains(store: Path, dataset: FashionMNIST, env_manager: str)
     assert len(run.data.tags["mlflow.source.git.commit"]) == 40
 
 
+@pytest.mark.slow  # test_runs.py has it without the process of `mlflow run`
 def test_mlflow_run_with_a_bad_parameter_fails_in_one_line(
     store: Path, dataset: FashionMNIST
 ) -> None:
@@ -159,9 +164,7 @@ def test_mlflow_run_with_a_bad_parameter_fails_in_one_line(
     assert run.info.status == "FAILED"
 
 
-def test_no_module_has_side_effects_on_import(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_no_module_has_side_effects_on_import(tmp_path: Path) -> None:
     modules = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for path in (ROOT / "fashion").rglob("[!_]*.py")
@@ -172,8 +175,8 @@ def test_no_module_has_side_effects_on_import(
         env={
             **os.environ,
             "HOME": str(tmp_path),
-            # matplotlib caches the system's fonts where it is told to.
-            "MPLCONFIGDIR": str(tmp_path_factory.mktemp("matplotlib")),
+            # matplotlib caches the system's fonts where it is told to: here they are known.
+            "MPLCONFIGDIR": matplotlib.get_cachedir(),
         },
         cwd=tmp_path,
         capture_output=True,

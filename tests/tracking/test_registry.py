@@ -864,7 +864,7 @@ def _register_at_once(name: str, experiment: str) -> Registration:
 def test_two_registrations_at_once_lose_no_version_and_leave_the_better_champion(
     runs: dict[str, str], small: FashionMNIST
 ) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # that of tests/processes.py
     arguments = (context.Barrier(2), mlflow.get_tracking_uri(), pickle.dumps(small))
     with ProcessPoolExecutor(2, context, _join, arguments) as pool:
         for attempt in range(4):

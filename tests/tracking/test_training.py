@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from mlflow.entities import Run
 from PIL import Image
 from torch.nn.functional import cross_entropy
 
-from fashion.analysis import predictions, tables
+from fashion.analysis import figures, predictions, summary, tables
 from fashion.analysis.predictions import Predictions
 from fashion.data.dataset import FashionMNIST, to_float
 from fashion.errors import TrackingError
@@ -27,9 +28,36 @@ from fashion.tracking.store import connect
 from fashion.training import evaluation, loop
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _drawn_figures() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(summary, "figures", figures)
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(
+    _empty_store: Path, small: FashionMNIST, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A database with one run."""
+    folder = tmp_path_factory.mktemp("trained")
+    path = shutil.copy(_empty_store, folder / "mlflow.db")
+    mlflow.set_tracking_uri(f"sqlite:///{path}")
+    mlflow.create_experiment("trained", artifact_location=str(folder / "artifacts"))
+    mlflow.set_experiment("trained")
+    experiment = Experiment(
+        "baseline", Architecture(), 200, "cpu", Recipe(epochs=2, batch_size=32, lr=0.1, seed=42)
+    )
+    training.train(experiment, small)
+    return path
+
+
 @pytest.fixture
-def run(train_small: Callable[..., str]) -> Run:
-    return mlflow.get_run(train_small("baseline", epochs=2))
+def run(trained: Path, store: Path) -> Run:
+    """A run for tests that only read it, in a database of their own."""
+    mlflow.set_tracking_uri(f"sqlite:///{shutil.copy(trained, store / 'trained.db')}")
+    (run,) = mlflow.search_runs(experiment_names=["trained"], output_format="list")
+    return run
 
 
 def artifact(run: Run, name: str) -> str:
@@ -118,7 +146,37 @@ def test_lineage_names_the_datasets_by_digest(run: Run, small: FashionMNIST) -> 
     assert {context: entry.dataset.digest for context, entry in contexts.items()} == {
         context: subset.digest for context, subset in expected.items()
     }
-    assert "zalandoresearch" in contexts["training"].dataset.source
+    described = contexts["validation"].dataset
+    assert "train-images-idx3-ubyte.gz" in described.source
+    assert json.loads(described.profile)["images_per_class"]["Bag"] == 20
+    assert "[-1, 1, 28, 28]" in described.schema
+
+
+def test_its_model_is_ranked_by_what_was_measured_on_the_same_images(
+    run: Run, small: FashionMNIST
+) -> None:
+    _, validation = small.split(200)
+    for subset, metric in ((validation, "val_accuracy"), (small.test, "test_accuracy")):
+        order = {"dataset_name": subset.name, "dataset_digest": subset.digest}
+        (model,) = mlflow.search_logged_models(
+            [run.info.experiment_id],
+            order_by=[{"field_name": f"metrics.{metric}", "ascending": False, **order}],
+            datasets=[order],
+            output_format="list",
+        )
+        assert model.source_run_id == run.info.run_id
+        assert model.name == "baseline epochs=2 val_size=200 device=cpu"
+        linked = {each.key: each for each in model.metrics}[metric]
+        assert linked.value == run.data.metrics[metric]
+        assert linked.dataset_digest == subset.digest
+
+
+def test_its_pictures_can_be_seen_beside_those_of_other_runs(run: Run) -> None:
+    images = mlflow.artifacts.list_artifacts(run_id=run.info.run_id, artifact_path="images")
+    keys = [Path(image.path).name.split("+")[0] for image in images]
+    # Each as PNG, and small as WebP.
+    assert sorted(keys) == sorted([*summary.PICTURES] * 2)
+    assert run.data.tags["mlflow.loggedImages"] == "True"
 
 
 def test_tables_agree_with_the_metrics(run: Run) -> None:

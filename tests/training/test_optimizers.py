@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from fashion.data.dataset import FashionMNIST, to_float
 from fashion.models import catalogue
-from fashion.settings.experiment import OPTIMIZERS, SCHEDULES, Recipe
+from fashion.settings.experiment import OPTIMIZERS, SCHEDULES, Architecture, Recipe
 from fashion.training import evaluation, loop, optimizers
 
 
@@ -177,7 +177,7 @@ def test_mixup_follows_from_the_seed(small: FashionMNIST) -> None:
 
 def test_bfloat16_computes_with_fewer_digits(small: FashionMNIST) -> None:
     def first_loss(precision: str) -> float:
-        model = catalogue.build("resnet", seed=42)
+        model = catalogue.build("resnet", 42, Architecture(hidden_units=4, blocks=1))
         recipe = Recipe(epochs=1, batch_size=500, precision=precision, lr=0.01)
         return next(loop.train(model, small.test, recipe)).loss
 
