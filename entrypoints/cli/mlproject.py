@@ -19,6 +19,7 @@ ENTRY_POINTS = (
     "train",
     "sweep",
     "compare",
+    "diff",
     "register",
     "predict",
     "explore",

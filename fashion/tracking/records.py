@@ -1,5 +1,6 @@
 """Log parameters, datasets, tables and figures to MLflow runs."""
 
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +14,11 @@ from mlflow import MlflowClient
 from mlflow.data.http_dataset_source import HTTPDatasetSource
 from mlflow.data.numpy_dataset import NumpyDataset
 from mlflow.entities import Run
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from PIL import Image
 
-from fashion.analysis import figures, tables
+from fashion.analysis import difference, figures, tables
+from fashion.analysis.difference import Difference
 from fashion.data.dataset import Subset
 from fashion.settings.task import CLASSES, DOWNLOADS
 from fashion.tracking import runs
@@ -76,6 +79,23 @@ def log_exploration(table: str, drawn: Mapping[str, Figure]) -> str:
         mlflow.log_text(table, "layers.txt")
         for name, figure in drawn.items():
             mlflow.log_figure(figure, name)
+    return run_id
+
+
+def log_difference(found: Difference, subset: Subset) -> str:
+    """Log the comparison of two models on `subset`; return the run's id.
+
+    Uses the active run, else the one that `mlflow run` created, else a new one.
+    """
+    with (
+        _active_or_new_run(f"diff: {' / '.join(found.names)}") as run_id,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        difference.write_files(Path(folder), found, subset.images)
+        mlflow.log_input(dataset_of(subset), found.split)
+        mlflow.log_metrics(found.metrics)
+        mlflow.log_artifacts(folder)
+        mlflow.set_tag(MLFLOW_RUN_NOTE, difference.note(found, run_id))
     return run_id
 
 
