@@ -86,6 +86,11 @@ def _grid(subset: Subset, rows: torch.Tensor, answers: Evaluation, title: str) -
     )
 
 
+def picture(run_id: str, title: str, name: str) -> str:
+    """Return the Markdown that shows a picture among a run's artifacts in MLflow's UI."""
+    return f"![{title}](get-artifact?path={name}&run_uuid={run_id})"
+
+
 def progress(number: int, epochs: int, metrics: Mapping[str, float], seconds: float) -> str:
     """Return the progress line of an epoch."""
     line = (
@@ -120,8 +125,7 @@ def note(
         f"| {split} | {metrics[f'{split}_loss']:.4f} | {metrics[f'{split}_accuracy']:.2%} |"
         for split in splits
     ]
-    # The UI keeps line breaks, and serves the run's artifacts under get-artifact.
-    picture = f"get-artifact?path=confusion_matrix.png&run_uuid={run_id}"
+    # The UI keeps line breaks.
     return "\n".join(
         [
             f"### {model}: {metrics['test_accuracy']:.2%} test accuracy",
@@ -139,7 +143,7 @@ def note(
             "",
             *(f"- {pair}" for pair in pairs[:5]),
             "",
-            f"![Confusion matrix]({picture})",
+            picture(run_id, "Confusion matrix", "confusion_matrix.png"),
             "",
         ]
     )

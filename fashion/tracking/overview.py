@@ -8,6 +8,7 @@ from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from fashion import advice
+from fashion.analysis import summary
 from fashion.data.dataset import FashionMNIST
 from fashion.settings.metrics import METRICS
 from fashion.settings.task import CHAMPION_URI
@@ -47,7 +48,7 @@ def describe_comparison(
         [
             f"### {best['model']} is the best of {len(table)} models",
             _markdown_table(header, rows),
-            f"![Comparison](get-artifact?path=comparison.png&run_uuid={_active().info.run_id})",
+            summary.picture(_active().info.run_id, "Comparison", "comparison.png"),
             *registration.splitlines(),
             f"**Use the champion.**\n\n{USE_IT}",
             f"**Again.** `{advice.command('main')}`",
@@ -78,8 +79,7 @@ def describe_sweep(run_id: str, trial: str, accuracy: float, again: str) -> None
         [
             f"### Best trial: {_link(run_id, trial)}, {accuracy:.2%} validation accuracy",
             f"**Train it again, and test it.**\n\n```sh\n{again}\n```",
-            "![Trials](get-artifact?path=parallel_coordinates.png"
-            f"&run_uuid={_active().info.run_id})",
+            summary.picture(_active().info.run_id, "Trials", "parallel_coordinates.png"),
         ]
     )
 

@@ -58,13 +58,18 @@ def connect() -> None:
         mlflow.search_experiments(max_results=1)
 
 
+def is_server() -> bool:
+    """Return whether the tracking store is a server, rather than a database or a folder."""
+    return mlflow.get_tracking_uri().startswith(("http:", "https:"))
+
+
 def _defer_interrupts_in_transactions() -> None:
     """Defer interrupts while a database transaction is open.
 
     An interrupted transaction would leave SQLite's file locked, and the status of the run could not
     be written.
     """
-    if not mlflow.get_tracking_uri().startswith(("http:", "https:")):
+    if not is_server():
         from sqlalchemy import event
         from sqlalchemy.orm import Session
 

@@ -372,8 +372,8 @@ def _complete(
     logged = _fit(run, record, model, training, validation, recipe)
 
     epochs = record["epochs"]
-    history = _history(epochs)
-    final_epoch = _final_epoch(history, recipe)
+    history = pd.DataFrame([epoch["metrics"] for epoch in epochs], range(1, len(epochs) + 1))
+    final_epoch = _final_epoch(epochs, recipe)
     train_seconds = sum(epoch["seconds"] for epoch in epochs)
     # Test the model as it will be loaded: on the CPU, with PyTorch's kernels.
     model.to("cpu")
@@ -448,7 +448,7 @@ def _fit(
     for epoch in loop.train(model, training, recipe, validation, record["state"]):
         epochs.append(epoch.summary())
         record["state"] = epoch.state
-        is_final = _final_epoch(_history(epochs), recipe) == epoch.number
+        is_final = _final_epoch(epochs, recipe) == epoch.number
         if validation is not None and epoch.validation is not None and is_final:
             record["validation"] = vars(predictions.of(validation, epoch.validation))
         # Save before logging, so that no logged epoch is trained a second time.
@@ -469,16 +469,13 @@ def _fit(
     return logged
 
 
-def _history(epochs: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Return the metrics of each epoch, indexed by its number."""
-    return pd.DataFrame([epoch["metrics"] for epoch in epochs], range(1, len(epochs) + 1))
-
-
-def _final_epoch(history: pd.DataFrame, recipe: Recipe) -> int:
-    """Return the epoch whose weights the model has if training stops after `history`."""
-    if recipe.patience:
-        return int(history["val_loss"].fillna(math.inf).argmin()) + 1
-    return len(history)
+def _final_epoch(epochs: Sequence[Mapping[str, Any]], recipe: Recipe) -> int:
+    """Return the epoch whose weights the model has if training stops after `epochs`."""
+    if not recipe.patience:
+        return len(epochs)
+    losses = [epoch["metrics"]["val_loss"] for epoch in epochs]
+    losses = [math.inf if math.isnan(loss) else loss for loss in losses]
+    return losses.index(min(losses)) + 1
 
 
 def _log_epochs(epochs: Sequence[Mapping[str, Any]], logged: int) -> int:

@@ -54,23 +54,17 @@ def publish(experiment_id: str) -> None:
                 client.set_experiment_tag(experiment_id, key, value)
 
 
-def address(experiment_id: str, view: str = MODELS_VIEW) -> str:
-    """Return the address of a view of an experiment, at the tracking server or a local UI."""
-    uri = mlflow.get_tracking_uri()
-    server = uri.rstrip("/") if uri.startswith(("http:", "https:")) else LOCAL_SERVER
-    return (
-        f"{server}/#/experiments/{experiment_id}/runs?viewStateShareKey={view}"
-        "&compareRunsMode=CHART&workflowType=machine_learning"
-    )
-
-
 def advice(run_id: str, view: str = MODELS_VIEW) -> str:
     """Return where to look at a run among the others of its experiment, which gets the views."""
     experiment_id = MlflowClient().get_run(run_id).info.experiment_id
     publish(experiment_id)
-    link = address(experiment_id, view)
     uri = mlflow.get_tracking_uri()
-    if uri.startswith(("http:", "https:")):
+    server = uri.rstrip("/") if store.is_server() else LOCAL_SERVER
+    link = (
+        f"{server}/#/experiments/{experiment_id}/runs?viewStateShareKey={view}"
+        "&compareRunsMode=CHART&workflowType=machine_learning"
+    )
+    if store.is_server():
         return f"Compare the runs at\n  {link}"
     program = Path(sys.executable).with_name("mlflow")
     with suppress(ValueError):

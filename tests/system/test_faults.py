@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +24,7 @@ from fashion.tracking import checkpoint, models
 from fashion.tracking.store import refusals
 from tests.conftest import HANG_SECONDS, ROOT
 from tests.processes import Process
+from tests.server import Server
 
 Start = Callable[..., Process]
 BASELINE = ("train", "--model", "baseline")
@@ -189,44 +189,6 @@ def test_parents_of_dead_processes_are_closed_too(start: Start, command: Callabl
     assert len(command("close").stdout.splitlines()) == 2
     found = mlflow.search_runs(output_format="list")
     assert [run.info.status for run in found] == ["KILLED", "KILLED"]
-
-
-class Server:
-    """A real `mlflow server` that can go away and come back."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"),
-                *("--port", str(self.port), "--workers", "1"),
-                *("--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}"),
-                *("--artifacts-destination", str(self.folder / "artifacts")),
-            ],
-            # Background jobs, which nothing here uses, are six more processes.
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            cwd=self.folder,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + HANG_SECONDS
-        while time.monotonic() < deadline:
-            with suppress(OSError), urllib.request.urlopen(f"{self.uri}/health"):
-                return
-            time.sleep(0.2)
-        raise AssertionError("the server does not answer")
-
-    def stop(self) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
 
 
 @pytest.fixture

@@ -137,9 +137,10 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
         ("log_inputs", 1),
         ("log_metrics", 4),  # the final ones: those of epochs are tried again by the run itself
         ("log_metrics", 5),
+        ("log_metrics", 7),
         ("log_artifacts", 1),
         ("log_table", 1),
-        ("set_tag", 2),
+        ("set_tag", 1),  # the note
     ],
 )
 def test_a_run_cut_off_anywhere_is_completed_without_doubles(

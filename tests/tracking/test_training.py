@@ -165,7 +165,7 @@ def test_its_model_is_ranked_by_what_was_measured_on_the_same_images(
             output_format="list",
         )
         assert model.source_run_id == run.info.run_id
-        assert model.name == "baseline epochs=2 val_size=200 device=cpu"
+        assert model.name == "baseline val_size=200 device=cpu epochs=2"
         linked = {each.key: each for each in model.metrics}[metric]
         assert linked.value == run.data.metrics[metric]
         assert linked.dataset_digest == subset.digest
