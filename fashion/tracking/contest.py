@@ -1,10 +1,14 @@
 """Whether a version is better than the champion, and whether that can be noise."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fashion.analysis.paired import Paired, compare
 from fashion.settings.gate import Gate
 from fashion.tracking.versions import Version
+
+# A list of images in a tag names so many of them; MLflow allows 100,000 characters.
+LISTED = 1000
 
 # Tag with the result in one line; the others are p and the rows of the images.
 CONTEST = "contest"
@@ -22,17 +26,21 @@ class Contest:
         gain: improvement of the metric; negative if the version is worse.
         paired: the images that only the champion, or only the version, classifies correctly; None
             if that is not known of both.
+        overruled: whether the champion was forced when the version was registered already.
     """
 
     champion: str
     metric: str
     gain: float
     paired: Paired | None
+    overruled: bool = False
 
     def problem(self, gate: Gate) -> str:
         """Return why the version does not pass the gate; empty if it does."""
         if self.gain <= 0:
             return "not better"
+        if self.overruled:
+            return f"version {self.champion} was forced"
         if self.gain < gate.min_gain - _EXACT:
             return f"it gains less than min_gain {gate.min_gain:g}"
         if gate.min_p == 1:
@@ -49,8 +57,8 @@ class Contest:
         if self.paired is not None:
             tags |= {
                 f"{CONTEST}_p": f"{self.paired.p_value('greater'):.4g}",
-                f"{CONTEST}_gained_images": ",".join(map(str, self.paired.only_second)),
-                f"{CONTEST}_lost_images": ",".join(map(str, self.paired.only_first)),
+                f"{CONTEST}_gained_images": _listed(self.paired.only_second),
+                f"{CONTEST}_lost_images": _listed(self.paired.only_first),
             }
         return tags
 
@@ -85,4 +93,10 @@ def between(champion: Version | None, version: Version, metric: str) -> Contest 
         metric,
         version.score(metric) - champion.score(metric),
         None if first is None or second is None else compare(first, second),
+        champion.overrules(version),
     )
+
+
+def _listed(rows: Sequence[int]) -> str:
+    more = len(rows) - LISTED
+    return ",".join(map(str, rows[:LISTED])) + (f" and {more} more" if more > 0 else "")

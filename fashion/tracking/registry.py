@@ -17,7 +17,7 @@ from fashion.settings.gate import DEFAULT_GATE, Gate
 from fashion.settings.task import CHAMPION
 from fashion.tracking import selection, versions
 from fashion.tracking.card import model_card
-from fashion.tracking.contest import between
+from fashion.tracking.contest import CONTEST, between
 from fashion.tracking.evidence import TEST_RIGHT, Measurement, measure
 from fashion.tracking.models import model_uri
 from fashion.tracking.store import START_IT, reason
@@ -93,7 +93,6 @@ def register(
             if not _is_complete(version):
                 version = version.with_tags(tags)
             choice = _foresee(client, name, version, champion, query.metric, gate)
-            challenged = champion if choice.version.number != version.number else None
             return Registration(
                 name,
                 run.info.run_id,
@@ -101,7 +100,7 @@ def register(
                 existing is None,
                 choice.version.number or None,
                 choice.reason,
-                _challenge(challenged, version, query.metric, gate)[0],
+                _challenge(choice.version, version, query.metric, gate)[0],
                 found.remarks,
             )
         if champion is not None and champion_tags:
@@ -120,8 +119,8 @@ def register(
             client.update_model_version(name, registered.number, description=found.card)
         number, why = promote(client, name, query.metric, gate, registered.number)
         challenge = ""
-        if number != registered.number:
-            champion = versions.by_alias(client, name, CHAMPION)
+        champion = versions.by_alias(client, name, CHAMPION)
+        if champion is not None and champion.number != registered.number:
             challenge, evidence = _challenge(champion, registered, query.metric, gate)
             _set_tags(client, name, registered.number, evidence)
             versions.set_alias(client, name, CHALLENGER, registered.number)
@@ -143,12 +142,15 @@ def _is_complete(version: Version) -> bool:
 
 
 def _challenge(
-    champion: Version | None, version: Version, metric: str, gate: Gate
+    champion: Version, version: Version, metric: str, gate: Gate
 ) -> tuple[str, dict[str, str]]:
-    """Say why a version is not champion, in one line and in tags for it; both may be empty."""
+    """Say why a version is not champion, in one line and in tags for it; both empty if it is."""
+    if champion.number == version.number:
+        return "", {}
     contest = between(champion, version, metric)
     if contest is None:
-        return "it cannot be compared with the champion" if champion else "", {}
+        problem = f"it cannot be compared with version {champion.number}"
+        return problem, {CONTEST: f"{problem}: not {CHAMPION}"}
     problem = contest.problem(gate) or f"the {CHAMPION} has changed meanwhile"
     return f"{contest}: {problem}", contest.tags(f"not {CHAMPION}, {problem}")
 

@@ -22,7 +22,7 @@ from fashion.settings.metrics import METRICS
 from fashion.settings.task import CHAMPION
 from fashion.tracking.contest import CONTEST, between
 from fashion.tracking.query import ALL, FINISHED, runs
-from fashion.tracking.versions import Version
+from fashion.tracking.versions import FORCED, Version
 
 # So many runs are asked for at first; more only if none of them can be registered.
 FIRST_RUNS = 20
@@ -191,7 +191,7 @@ def choose(
     eligible = [v for v in versions if v.is_measured and not v.is_rolled_back and v.images(metric)]
     forced = next((v for v in eligible if gate.force and v.number == registered), None)
     if champion is not None and forced is not None:
-        found = _forced(forced, champion, metric)
+        found = _forced(forced, champion, metric, newest=versions[-1].number)
     else:
         found = _choose(eligible, champion, metric, gate)
     unmeasured = [v.number for v in versions if not (v.is_measured or v.is_rolled_back)]
@@ -206,14 +206,15 @@ def choose(
     )
 
 
-def _forced(version: Version, champion: Version, metric: str) -> Choice:
+def _forced(version: Version, champion: Version, metric: str, newest: str) -> Choice:
     if version.number == champion.number:
         return Choice(version, f"it was {CHAMPION} already")
     contest = between(champion, version, metric)
     if contest is None:
         reason = f"forced; it cannot be compared with version {champion.number}"
-        return Choice(version, reason, {CONTEST: reason})
-    return Choice(version, f"forced; {contest}", contest.tags(f"forced to be {CHAMPION}"))
+        return Choice(version, reason, {CONTEST: reason, FORCED: newest})
+    evidence = {**contest.tags(f"forced to be {CHAMPION}"), FORCED: newest}
+    return Choice(version, f"forced; {contest}", evidence)
 
 
 def _choose(
@@ -234,11 +235,12 @@ def _choose(
             champion, f"it cannot be compared with other versions by {metric} on the same images"
         )
     contests = [(v, contest) for v in eligible if (contest := between(champion, v, metric))]
-    better = [(v, contest) for v, contest in contests if contest.gain > 0]
+    better = [(v, c) for v, c in contests if c.gain > 0 and not c.overruled]
     passed = [(v, contest) for v, contest in better if not contest.problem(gate)]
     ours = float(champion.tags[metric])
     if not better:
-        return Choice(champion, f"nothing beats its {metric} of {ours:.4f}")
+        forced = "it was forced, and since then " if any(c.overruled for _, c in contests) else ""
+        return Choice(champion, f"{forced}nothing beats its {metric} of {ours:.4f}")
     if not passed:
         return Choice(
             champion,

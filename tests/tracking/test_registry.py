@@ -33,6 +33,7 @@ from fashion.tracking.contest import CONTEST
 from fashion.tracking.evidence import CHECKSUM, TEST_RIGHT, VALIDATION_RIGHT
 from fashion.tracking.query import Query
 from fashion.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS, Registration
+from fashion.tracking.versions import FORCED
 from fashion.training import evaluation
 from tests.conftest import HANG_SECONDS, assert_one_line
 
@@ -480,7 +481,11 @@ def test_a_challenger_that_passes_the_gate_later_is_only_champion(
 ) -> None:
     register("good")
     register("best", gate=Gate(min_p=0))
+    foreseen = register("good", dry_run=True)
+    assert (foreseen.version, foreseen.champion) == ("1", "2")
+    assert "worse than version 2's" in foreseen.challenge
     outcome = register("good")
+    assert outcome.challenge == foreseen.challenge
     assert outcome.champion == "2"
     assert aliases() == {CHAMPION: "2", PREVIOUS: "1", CHALLENGER: "1"}
     assert tags("2")[CONTEST].endswith(f"became {CHAMPION}")
@@ -495,7 +500,14 @@ def test_a_forced_champion_says_so_and_stays(register: Callable[..., Registratio
     assert f"{CHAMPION} is version 2: forced; its val_accuracy is 0." in result.stdout
     assert aliases() == {CHAMPION: "2", PREVIOUS: "1"}
     assert tags("2")[CONTEST].endswith(f"forced to be {CHAMPION}")
-    assert register("poor", gate=Gate(min_p=0)).champion == "2"
+    assert tags("2")[FORCED] == "2"
+    assert register("poor").champion == "2"
+    # The better one that it was forced over does not come back by itself.
+    again = register("good")
+    assert (again.version, again.champion) == ("1", "2")
+    assert again.reason.startswith("it was forced, and since then nothing beats")
+    assert again.challenge.endswith("version 2 was forced")
+    assert register("best").champion == "3"
 
 
 def test_a_champion_without_recorded_predictions_is_measured_once_more(
@@ -562,6 +574,20 @@ def test_versions_that_somebody_registered_by_hand_are_left_alone(
 
     MlflowClient().set_registered_model_alias(MODEL_NAME, CHAMPION, "1")
     assert register("good").champion == "1"
+
+
+def test_a_champion_whose_model_is_lost_cannot_be_compared_which_the_version_says(
+    runs: dict[str, str], register: Callable[..., Registration], archives: dict[str, Path]
+) -> None:
+    mlflow.register_model(models.model_uri(mlflow.get_run(runs["poor"])), MODEL_NAME)
+    MlflowClient().set_registered_model_alias(MODEL_NAME, CHAMPION, "1")
+    archives["poor"].unlink()
+    outcome = register("good")
+    assert (outcome.version, outcome.champion) == ("2", "1")
+    assert outcome.challenge == "it cannot be compared with version 1"
+    assert tags("2")[CONTEST] == f"{outcome.challenge}: not {CHAMPION}"
+    assert register("good", gate=Gate(force=True)).champion == "2"
+    assert tags("2")[CONTEST] == "forced; it cannot be compared with version 1"
 
 
 def test_a_dry_run_changes_nothing_and_says_what_would_happen(

@@ -8,7 +8,7 @@ from fashion.settings.gate import DEFAULT_GATE, Gate
 from fashion.tracking.contest import CONTEST, between
 from fashion.tracking.evidence import VALIDATION_RIGHT, packed, signed
 from fashion.tracking.selection import Choice, choose
-from fashion.tracking.versions import ROLLED_BACK, Version
+from fashion.tracking.versions import FORCED, ROLLED_BACK, Version
 
 UNTESTED = Gate(min_p=1)
 
@@ -119,9 +119,9 @@ def contested(*others: Version, gate: Gate = DEFAULT_GATE, registered: str | Non
         (5, 0, Gate(min_p=1 / 32), True),
         (4, 0, Gate(min_p=0.1), True),
         (1, 0, Gate(min_p=1), True),
-        (29, 0, Gate(min_gain=0.029), True),
-        (29, 0, Gate(min_gain=0.0291), False),
-        (28, 0, Gate(min_gain=0.029), False),
+        (64, 0, Gate(min_gain=0.064), True),
+        (64, 0, Gate(min_gain=0.0641), False),
+        (63, 0, Gate(min_gain=0.064), False),
     ],
 )
 def test_the_champion_moves_only_if_the_gain_is_no_noise(
@@ -156,6 +156,7 @@ def test_without_predictions_of_both_nothing_is_certain() -> None:
     choice = choose([champion, better], champion, "val_accuracy", DEFAULT_GATE)
     assert choice.version == champion
     assert between(champion, better, "val_accuracy").problem(DEFAULT_GATE).startswith("without")
+    assert between(champion, version(2, 0.7), "val_accuracy").problem(UNTESTED) == "not better"
     # Those that were changed by hand do not count, as other tags do not.
     forged = paired(2, 9, 0).with_tags({VALIDATION_RIGHT: packed(torch.ones(1000).bool())})
     assert contested(forged).version.number == "1"
@@ -166,7 +167,27 @@ def test_a_forced_version_becomes_champion_even_if_it_is_worse() -> None:
     choice = contested(paired(2, 9, 0), paired(3, 0, 9), gate=force, registered="3")
     assert choice.version.number == "3"
     assert choice.evidence[CONTEST].endswith("p = 1: forced to be champion")
+    assert choice.evidence[FORCED] == "3"
+    choice = contested(paired(2, 9, 0), paired(3, 0, 9), gate=force, registered="2")
+    assert (choice.version.number, choice.evidence[FORCED]) == ("2", "3")
     assert contested(paired(2, 9, 0), gate=force, registered="1").version.number == "1"
+
+
+def test_a_forced_champion_gives_way_only_to_versions_that_are_newer() -> None:
+    champion, older = paired(2, 0, 9).with_tags({FORCED: "3"}), [paired(1, 0, 0), paired(3, 9, 0)]
+    choice = choose([*older, champion], champion, "val_accuracy", DEFAULT_GATE)
+    assert choice.version == champion
+    assert choice.reason.startswith("it was forced, and since then nothing beats its val_accuracy")
+    newer = paired(4, 1, 0)
+    assert choose([*older, newer], champion, "val_accuracy", DEFAULT_GATE).version == newer
+    untagged = champion.with_tags({FORCED: "by me"})
+    assert choose(older, untagged, "val_accuracy", DEFAULT_GATE).version.number == "3"
+
+
+def test_the_changed_images_of_very_different_models_fit_into_a_tag() -> None:
+    tags = between(paired(1, 0, 0, 60_000), paired(2, 30_000, 0, 60_000), "val_accuracy").tags("")
+    assert tags[f"{CONTEST}_gained_images"].startswith("30000,30001,")
+    assert tags[f"{CONTEST}_gained_images"].endswith(",30999 and 29000 more")
 
 
 def test_a_champion_that_cannot_be_compared_gives_way_only_to_force() -> None:
@@ -176,7 +197,7 @@ def test_a_champion_that_cannot_be_compared_gives_way_only_to_force() -> None:
     forced = choose(*arguments, Gate(force=True), "2")
     assert forced.version == better
     expected = "forced; it cannot be compared with version 1"
-    assert forced.evidence == {CONTEST: expected}
+    assert forced.evidence == {CONTEST: expected, FORCED: "2"}
     assert forced.reason.startswith(expected)
 
 
