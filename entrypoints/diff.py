@@ -6,8 +6,6 @@ from entrypoints.cli.command import Command
 from entrypoints.cli.options import data_dir_option
 from fashion.settings.task import CHAMPION_URI
 
-SPLITS = ("validation", "test")
-
 
 @click.command(cls=Command)
 @click.option(
@@ -17,18 +15,12 @@ SPLITS = ("validation", "test")
     help="MLflow URI of a model, or the id of its run, of which compare shows the beginning.",
 )
 @click.option("--b", default=CHAMPION_URI, show_default=True, metavar="MODEL", help="The other.")
-@click.option(
-    "--split",
-    type=click.Choice(SPLITS),
-    default=SPLITS[0],
-    show_default=True,
-    help="Images to compare on. Choose between models on validation images only.",
-)
 @data_dir_option
-def diff(a: str, b: str, split: str, data_dir: str) -> None:
-    """Show what two models classify differently, and whether that can be chance.
+def diff(a: str, b: str, data_dir: str) -> None:
+    """Show which images only one of two models classifies correctly, and whether that is chance.
 
-    The predictions are those that the runs have kept; a model of which none are kept is evaluated.
+    Compares them on the test images and, if both were validated on the same ones, on those. The
+    predictions are those that the runs have kept; a model of which none are kept is evaluated.
     """
     if not a or not b:
         raise click.UsageError("Give two models to compare: --a and --b.")
@@ -38,16 +30,20 @@ def diff(a: str, b: str, split: str, data_dir: str) -> None:
 
     dataset = load_dataset(data_dir)
     store.connect()
-    first, second = (answers.find(each, split, dataset) for each in (a, b))
-    subset = answers.same_images(first, second)
-    found = difference.Difference(
-        (first.name, second.name),
-        split,
-        answers.answers(first, split),
-        answers.answers(second, split),
-    )
+    sources = [answers.find(each) for each in (a, b)]
+    ours, theirs = (answers.on(source, dataset) for source in sources)
+    names = sources[0].name, sources[1].name
+    found, subsets = [], []
+    for split in ours:
+        if split in theirs and ours[split].subset.digest == theirs[split].subset.digest:
+            each = (ours[split].predictions, theirs[split].predictions)
+            found.append(difference.Difference(names, split, *each))
+            subsets.append(ours[split].subset)
     click.echo(difference.render(found), nl=False)
-    click.echo(f"Logged to run {records.log_difference(found, subset)}", err=True)
+    if len(found) == 1:
+        click.echo("\nNot compared on validation images: both must have been held out the same.")
+    run_id = records.log_differences(found, subsets, [source.model_id for source in sources])
+    click.echo(f"Logged to run {run_id}", err=True)
 
 
 if __name__ == "__main__":

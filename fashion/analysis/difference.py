@@ -1,6 +1,6 @@
 """Compare the predictions of two models, a and b, on the same images: tables, text and a figure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,17 +9,17 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
+from rich.console import RenderableType
 from rich.table import Table
 from torch import Tensor
 
 from fashion import terminal
-from fashion.analysis.paired import Paired, compare, wilson
+from fashion.analysis.paired import Interval, Paired, compare, wilson
 from fashion.analysis.predictions import Predictions
 from fashion.analysis.style import COLORS, styled
 from fashion.errors import printable
 from fashion.settings.task import CLASSES
 
-FIGURE = "changed_pictures.png"
 COLUMNS, ROWS = 4, 3
 
 
@@ -44,37 +44,58 @@ class Difference:
         return compare(self.a.right, self.b.right)
 
     @property
-    def p_value(self) -> float:
-        """McNemar's exact two-sided p-value."""
-        return self.paired.p_value("two-sided")
+    def picture(self) -> str:
+        """Name of the figure's file."""
+        return f"{self.split}_changed.png"
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The results by name; the interval is of 95 % confidence (Wilson)."""
+        """The results by name; intervals are of 95 % confidence (Wilson)."""
         found: dict[str, float] = {}
-        for side, each in (("a", self.a), ("b", self.b)):
-            right = int(each.right.sum())
-            low, high = wilson(right, len(each))
+        for side, right, interval in self._sides():
             found |= {
-                f"{side}_accuracy": right / len(each),
-                f"{side}_accuracy_low": low,
-                f"{side}_accuracy_high": high,
+                f"{side}_accuracy": right / len(self.a),
+                f"{side}_accuracy_low": interval.low,
+                f"{side}_accuracy_high": interval.high,
             }
-        return found | {
+        found |= {
+            "a_minus_b": found["a_accuracy"] - found["b_accuracy"],
             "only_a_right": len(self.paired.only_first),
             "only_b_right": len(self.paired.only_second),
-            "p_value": self.p_value,
+            "p_value": self.paired.p_value("two-sided"),
         }
+        prefix = "val" if self.split == "validation" else self.split
+        return {f"{prefix}_{name}": value for name, value in found.items()}
 
     @property
     def conclusion(self) -> str:
-        """The result in one sentence."""
-        a, b, n = len(self.paired.only_first), len(self.paired.only_second), len(self.a)
-        noun = "image" if self.paired.differing == 1 else "images"
+        """The result of the test in one sentence."""
+        a, b = len(self.paired.only_first), len(self.paired.only_second)
+        if not self.paired.differing:
+            return "Both models classify the same images correctly."
+        p = self.paired.p_value("two-sided")
         return (
-            f"{self.paired.differing} of {n:,} {self.split} {noun} right in only one: {a} in a, {b}"
-            f" in b; McNemar's exact two-sided p = {self.p_value:.2g}"
+            f"{self.paired.differing} images are right in one model only: {a} in a, {b} in b."
+            f" McNemar's exact two-sided p = {p:.2g}."
         )
+
+    @property
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """For each model as text: "a" or "b", images right, accuracy and its interval."""
+        return [
+            (
+                side,
+                f"{right:,}",
+                f"{right / len(self.a):.2%}",
+                f"{100 * interval.low:.2f} to {interval.high:.2%}",
+            )
+            for side, right, interval in self._sides()
+        ]
+
+    def _sides(self) -> Iterator[tuple[str, int, Interval]]:
+        for side, each in (("a", self.a), ("b", self.b)):
+            right = int(each.right.sum())
+            yield side, right, wilson(right, len(each))
 
 
 def per_class(difference: Difference) -> pd.DataFrame:
@@ -127,62 +148,62 @@ def changed(difference: Difference) -> pd.DataFrame:
     )
 
 
-def render(difference: Difference) -> str:
-    """Return the comparison as text for a terminal of 80 columns."""
-    metrics = difference.metrics
-    models = Table(box=None, pad_edge=False, header_style="")
-    for header in ("", "model"):
-        models.add_column(header, overflow="fold")
-    for header in ("right", "accuracy", "95 % interval"):
-        models.add_column(header, justify="right", no_wrap=True)
-    sides = zip("ab", difference.names, (difference.a, difference.b), strict=True)
-    for side, name, each in sides:
-        models.add_row(
-            side,
-            printable(name),
-            f"{int(each.right.sum()):,}",
-            f"{metrics[f'{side}_accuracy']:.2%}",
-            _interval(difference, side),
-        )
-    classes = Table(box=None, pad_edge=False, header_style="")
-    classes.add_column("class")
-    for header in ("images", "a %", "b %", "b - a", "only a", "only b"):
-        classes.add_column(header, justify="right")
-    for row in per_class(difference).itertuples(index=False):
-        _, images, a, b, only_a, only_b = row
-        classes.add_row(
-            str(row[0]),
-            f"{images:,}",
-            f"{a:.1%}".rstrip("%"),
-            f"{b:.1%}".rstrip("%"),
-            f"{100 * (b - a):+.1f}",
-            str(only_a),
-            str(only_b),
-        )
-    return terminal.render(models, "", f"{difference.conclusion}.", "", classes)
+def render(differences: Sequence[Difference]) -> str:
+    """Return comparisons of the same two models as text for a terminal of 80 columns."""
+    blocks: list[RenderableType] = [
+        f"{side}  {printable(name)}" for side, name in zip("ab", differences[0].names, strict=True)
+    ]
+    for each in differences:
+        accuracy = _table("", "right", "accuracy", "95 % interval")
+        for row in each.rows:
+            accuracy.add_row(*row)
+        classes = _table("class", "images", "a %", "b %", "a - b", "only a", "only b")
+        table = per_class(each)
+        for row in table[table["images"] > 0].itertuples(index=False):
+            name, images, a, b, only_a, only_b = row
+            classes.add_row(
+                name,
+                f"{images:,}",
+                f"{100 * a:.1f}",
+                f"{100 * b:.1f}",
+                f"{100 * (a - b):+.1f}",
+                str(only_a),
+                str(only_b),
+            )
+        title = f"{len(each.a):,} {each.split} images"
+        blocks += ["", title, "", accuracy, "", each.conclusion, "", classes]
+    return terminal.render(*blocks)
 
 
-def note(difference: Difference, run_id: str) -> str:
-    """Summarise the comparison in Markdown, for the run that it is logged to."""
-    metrics = difference.metrics
-    rows = [
-        f"| {side} | {printable(name)} | {metrics[f'{side}_accuracy']:.2%} |"
-        f" {_interval(difference, side)} |"
-        for side, name in zip("ab", difference.names, strict=True)
-    ]
-    paragraphs = [
-        f"### {' and '.join(difference.names)} on {len(difference.a):,} {difference.split} images",
-        "\n".join(["| | model | accuracy | 95 % interval |", "| --- | --- | ---: | ---: |", *rows]),
-        f"{difference.conclusion}.",
-    ]
-    if difference.paired.differing:
-        paragraphs.append(f"![Pictures](get-artifact?path={FIGURE}&run_uuid={run_id})")
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="")
+    table.add_column(first)
+    for header in others:
+        table.add_column(header, justify="right")
+    return table
+
+
+def note(differences: Sequence[Difference], pictures: Mapping[str, str]) -> str:
+    """Summarise comparisons of the same two models in Markdown, for the run they are logged to.
+
+    Args:
+        differences: the comparisons.
+        pictures: Markdown that shows the figure of each, by its file's name; only of those drawn.
+    """
+    names = zip("ab", differences[0].names, strict=True)
+    paragraphs = ["\n".join(f"- **{side}**: {printable(name)}" for side, name in names)]
+    for each in differences:
+        rows = [f"| {' | '.join(row)} |" for row in each.rows]
+        paragraphs += [
+            f"### {len(each.a):,} {each.split} images",
+            "\n".join(
+                ["| | right | accuracy | 95 % interval |", "| --- | ---: | ---: | ---: |", *rows]
+            ),
+            each.conclusion,
+        ]
+        if each.picture in pictures:
+            paragraphs.append(pictures[each.picture])
     return "\n\n".join(paragraphs) + "\n"
-
-
-def _interval(difference: Difference, side: str) -> str:
-    low, high = (difference.metrics[f"{side}_accuracy_{end}"] for end in ("low", "high"))
-    return f"{100 * low:.2f} to {100 * high:.2f} %"
 
 
 def write_files(folder: Path, difference: Difference, images: Tensor) -> None:
@@ -194,10 +215,10 @@ def write_files(folder: Path, difference: Difference, images: Tensor) -> None:
         images: uint8, shape (N, 1, 28, 28), that were classified.
     """
     pictures = changed(difference)
-    per_class(difference).to_csv(folder / "per_class.csv", index=False)
-    pictures.to_csv(folder / "changed_pictures.csv", index=False)
+    per_class(difference).to_csv(folder / f"{difference.split}_per_class.csv", index=False)
+    pictures.to_csv(folder / f"{difference.split}_changed.csv", index=False)
     if len(pictures):
-        draw(difference, pictures, images).savefig(folder / FIGURE)
+        draw(difference, pictures, images).savefig(folder / difference.picture)
 
 
 @styled
@@ -211,11 +232,12 @@ def draw(difference: Difference, pictures: pd.DataFrame, images: Tensor) -> Figu
     """
     figure = Figure(figsize=(11, 9), layout="constrained")
     figure.suptitle(
-        f"{difference.conclusion}\na: {difference.names[0]}\nb: {difference.names[1]}",
+        f"{len(difference.a):,} {difference.split} images: {difference.conclusion}\n"
+        f"a: {printable(difference.names[0])}\nb: {printable(difference.names[1])}",
         x=0.01,
         ha="left",
     )
-    upper, lower = figure.subfigures(2, 1, height_ratios=[2, 5])
+    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[2, 5]).ravel()
     axes = upper.subplots()
     table = per_class(difference)
     axes.barh(table["class"], -table["only_a"], color=COLORS[0])
@@ -229,7 +251,7 @@ def draw(difference: Difference, pictures: pd.DataFrame, images: Tensor) -> Figu
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)
     axes.margins(x=0.1)
-    left, right = lower.subfigures(1, 2, wspace=0.05)
+    left, right = lower.subfigures(1, 2, squeeze=False, wspace=0.05).ravel()
     for part, side, wrong, color in ((left, "a", "b", COLORS[0]), (right, "b", "a", COLORS[1])):
         shown = pictures[pictures["right"] == side]
         captions = [

@@ -1,7 +1,8 @@
-"""Find a model's predictions: those that its run has kept, else what it answers now."""
+"""Find a model and its predictions: those that its run has kept, else what it answers now."""
 
 import re
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +20,6 @@ from fashion.tracking import models, query, versions
 from fashion.tracking.store import environment
 from fashion.training import evaluation
 
-SPLITS = ("validation", "test")
-ON_TEST = "compare on the test images (split=test)"
-
 
 class AnswersError(FashionError):
     """Two models cannot be compared on the same images."""
@@ -29,113 +27,134 @@ class AnswersError(FashionError):
 
 @dataclass(frozen=True)
 class Source:
-    """A model, and the images to compare it on.
+    """Where a model is.
 
     Attributes:
         name: what to call it.
         uri: URI of the model.
-        run: the training run that logged it; None if no run of this project is known to.
-        subset: the images.
+        model_id: id of the logged model; empty if the tracking store has none.
+        run: the training run that logged it; None if none of this project is known to.
     """
 
     name: str
     uri: str
-    run: Run | None
+    model_id: str = ""
+    run: Run | None = None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A model's predictions, and the images that they are of.
+
+    Attributes:
+        subset: the images.
+        predictions: the predictions.
+    """
+
     subset: Subset
+    predictions: Predictions
 
 
-def find(text: str, split: str, dataset: FashionMNIST) -> Source:
-    """Find a model and its images.
+def find(text: str) -> Source:
+    """Find a model. An alias becomes the version that has it now.
 
     Args:
         text: the id of a run, or its first 8 or more characters, or the URI of a model.
-        split: one of `SPLITS`.
-        dataset: the verified dataset.
 
     Raises:
-        AnswersError: it is not known which images the model was validated on.
         CompareError, RegistryError: as for `query.model_uri`.
     """
-    uri = query.model_uri(text)
-    run = _run_of(uri)
-    name = text
-    if run is not None and uri != text:
+    client, uri = MlflowClient(), query.model_uri(text)
+    if match := re.fullmatch(r"models:/(m-[^/@]+)", uri):
+        name, logged = text, match[1]
+    elif match := re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri):
+        registered, alias, number = match.groups()
+        if alias:
+            version = versions.by_alias(client, registered, alias)
+        else:
+            known = versions.all_of(client, registered)
+            version = next((each for each in known if each.number == number), None)
+        if version is None:
+            return Source(text, uri)
+        uri = f"models:/{registered}/{version.number}"
+        name = f"{registered} version {version.number}{f' ({alias})' if alias else ''}"
+        logged = version.source.removeprefix("models:/")
+    elif match := re.fullmatch(r"runs:/([0-9a-f]{32})/(.+)", uri):
+        run = _run(match[1])
+        logged = _id(run) if run else ""
+        if not run or mlflow.get_logged_model(logged).name != match[2]:
+            return Source(text, uri)
+        name = text
+    else:
+        return Source(text, uri)
+    run = _logged_by(logged)
+    if run is not None and name == text:
         name = f"{run.info.run_name} ({run.info.run_id[:8]})"
-    if split == "test":
-        return Source(name, uri, run, dataset.test)
-    if run is None:
-        # It may have been trained on images that are held out here.
-        raise AnswersError(
-            f"{text} is no model of a training run, so it is not known what it was trained on:"
-            f" {ON_TEST}"
-        )
-    try:
-        validation = dataset.split(int(run.data.params.get("val_size", "")))[1]
-    except (ValueError, SettingError):  # logged by something else
-        validation = None
-    if validation is None:
-        raise AnswersError(f"{text} was trained without validation images: {ON_TEST}")
-    return Source(name, uri, run, validation)
+    return Source(name, uri, logged if run else "", run)
 
 
-def same_images(a: Source, b: Source) -> Subset:
-    """Return the images of both.
+def on(source: Source, dataset: FashionMNIST) -> dict[str, Answers]:
+    """Return a model's answers to the test images and, if it is known, its validation images.
+
+    The model runs only if its run has not kept its predictions.
 
     Raises:
-        AnswersError: they have others.
-    """
-    if a.subset.digest != b.subset.digest:
-        raise AnswersError(
-            f"{a.name} was validated on {len(a.subset):,} images, {b.name} on {len(b.subset):,}"
-            f" others: {ON_TEST}"
-        )
-    return a.subset
-
-
-def answers(source: Source, split: str) -> Predictions:
-    """Return the predictions on the images of `source`; the model runs only if none are kept.
-
-    Raises:
+        AnswersError: its run has tested it on other images.
         RegistryError: the model cannot be loaded.
         ForeignModelError: it does not classify images of Fashion-MNIST.
     """
-    kept = _kept(source.run).get(split) if source.run else None
-    if kept is not None and (kept.digest, len(kept)) == (source.subset.digest, len(source.subset)):
-        return kept
-    model = models.load(source.uri)
-    classifier.check(model, source.name)
-    return predictions.of(source.subset, evaluation.evaluate(model, source.subset))
+    subsets = {"validation": _validation(source.run, dataset), "test": dataset.test}
+    kept = _kept(source.run) if source.run else {}
+    if "test" in kept and kept["test"].digest != dataset.test.digest:
+        raise AnswersError(f"{source.name} was tested on other images than those of this dataset")
+    asked = {split: subset for split, subset in subsets.items() if subset is not None}
+    missing = [
+        split
+        for split, subset in asked.items()
+        if split not in kept or kept[split].digest != subset.digest
+    ]
+    answered = {split: kept[split] for split in asked if split not in missing}
+    if missing:
+        model = models.load(source.uri)
+        classifier.check(model, source.name)
+        for split in missing:
+            subset = asked[split]
+            answered[split] = predictions.of(subset, evaluation.evaluate(model, subset))
+    return {split: Answers(subset, answered[split]) for split, subset in asked.items()}
 
 
-def _run_of(uri: str) -> Run | None:
-    """Return the run that logged this very model, if it is known."""
-    client = MlflowClient()
-    if match := re.fullmatch(r"models:/(m-[^/@]+)", uri):
-        source, run_id = uri, _logged_by(match[1])
-    elif match := re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri):
-        found = (
-            versions.by_alias(client, match[1], match[2])
-            if match[2]
-            else next((v for v in versions.all_of(client, match[1]) if v.number == match[3]), None)
-        )
-        source, run_id = (found.source, found.run_id) if found else ("", "")
-    else:
-        return None
+def _validation(run: Run | None, dataset: FashionMNIST) -> Subset | None:
+    """Return the images that a run was validated on.
+
+    None of a model of no known run: it may have been trained on images that are held out here.
+    """
     try:
-        run = client.get_run(run_id) if run_id else None
-        return run if run is not None and models.model_uri(run) == source else None
-    except (MlflowException, FashionError):  # the run was deleted, or logged no model
+        return dataset.split(int(run.data.params.get("val_size", "")))[1] if run else None
+    except (ValueError, SettingError):  # logged by something else
         return None
 
 
-def _logged_by(model_id: str) -> str:
+def _logged_by(model_id: str) -> Run | None:
+    """Return the run that logged a model as its only one or last one, if it is known."""
     try:
-        return mlflow.get_logged_model(model_id).source_run_id or ""
+        run = _run(mlflow.get_logged_model(model_id).source_run_id or "")
+        return run if run and _id(run) == model_id else None
+    except (MlflowException, FashionError):  # it was deleted, or is none of this store
+        return None
+
+
+def _run(run_id: str) -> Run | None:
+    try:
+        return MlflowClient().get_run(run_id) if run_id else None
     except MlflowException:
-        return ""
+        return None
 
 
-def _kept(run: Run) -> dict[str, Predictions]:
+def _id(run: Run) -> str:
+    return models.model_uri(run).removeprefix("models:/")
+
+
+def _kept(run: Run) -> Mapping[str, Predictions]:
     """Return the predictions that a run has kept by split; none if it has no readable file."""
     with tempfile.TemporaryDirectory() as folder:
         try:

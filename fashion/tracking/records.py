@@ -13,13 +13,14 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.data.http_dataset_source import HTTPDatasetSource
 from mlflow.data.numpy_dataset import NumpyDataset
-from mlflow.entities import Run
+from mlflow.entities import LoggedModelInput, Run
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from PIL import Image
 
-from fashion.analysis import difference, figures, tables
+from fashion.analysis import difference, figures, summary, tables
 from fashion.analysis.difference import Difference
 from fashion.data.dataset import Subset
+from fashion.errors import printable
 from fashion.settings.task import CLASSES, DOWNLOADS
 from fashion.tracking import runs
 from fashion.training.evaluation import Evaluation
@@ -82,21 +83,45 @@ def log_exploration(table: str, drawn: Mapping[str, Figure]) -> str:
     return run_id
 
 
-def log_difference(found: Difference, subset: Subset) -> str:
-    """Log the comparison of two models on `subset`; return the run's id.
+def log_differences(
+    found: Sequence[Difference], subsets: Sequence[Subset], model_ids: Sequence[str]
+) -> str:
+    """Log comparisons of the same two models; return the run's id.
 
     Uses the active run, else the one that `mlflow run` created, else a new one.
+
+    Args:
+        found: the comparisons.
+        subsets: the images of each.
+        model_ids: ids of the logged models; those that are empty are left out.
     """
     with (
-        _active_or_new_run(f"diff: {' / '.join(found.names)}") as run_id,
+        _active_or_new_run(f"diff: {printable(' / '.join(found[0].names))}") as run_id,
         tempfile.TemporaryDirectory() as folder,
     ):
-        difference.write_files(Path(folder), found, subset.images)
-        mlflow.log_input(dataset_of(subset), found.split)
-        mlflow.log_metrics(found.metrics)
+        mlflow.log_inputs(
+            datasets=[dataset_of(subset) for subset in subsets],
+            contexts=[each.split for each in found],
+            tags_list=[{"images": str(len(subset))} for subset in subsets],
+        )
+        _link_models(run_id, model_ids)
+        pictures = {}
+        for each, subset in zip(found, subsets, strict=True):
+            difference.write_files(Path(folder), each, subset.images)
+            mlflow.log_metrics(each.metrics)
+            if Path(folder, each.picture).exists():
+                title = f"Changed {each.split} images"
+                pictures[each.picture] = summary.picture(run_id, title, each.picture)
         mlflow.log_artifacts(folder)
-        mlflow.set_tag(MLFLOW_RUN_NOTE, difference.note(found, run_id))
+        mlflow.set_tag(MLFLOW_RUN_NOTE, difference.note(found, pictures))
     return run_id
+
+
+def _link_models(run_id: str, model_ids: Sequence[str]) -> None:
+    """Make models inputs of a run: the UI shows them there."""
+    # mlflow.log_inputs refuses models; the client does not.
+    models = [LoggedModelInput(model_id) for model_id in dict.fromkeys(filter(None, model_ids))]
+    MlflowClient().log_inputs(run_id, models=models)
 
 
 class ImageDataset(NumpyDataset):

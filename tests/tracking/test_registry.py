@@ -484,6 +484,8 @@ def test_a_challenger_that_passes_the_gate_later_is_only_champion(
     foreseen = register("good", dry_run=True)
     assert (foreseen.version, foreseen.champion) == ("1", "2")
     assert "worse than version 2's" in foreseen.challenge
+    assert register("best").champion == "2"
+    assert aliases() == {CHAMPION: "2", PREVIOUS: "1"}
     outcome = register("good")
     assert outcome.challenge == foreseen.challenge
     assert outcome.champion == "2"
