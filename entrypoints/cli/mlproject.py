@@ -20,6 +20,7 @@ ENTRY_POINTS = (
     "sweep",
     "compare",
     "diff",
+    "evaluate",
     "register",
     "predict",
     "explore",

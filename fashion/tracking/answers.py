@@ -64,9 +64,17 @@ def find(text: str) -> Source:
     Raises:
         CompareError, RegistryError: as for `query.model_uri`.
     """
-    client, uri = MlflowClient(), query.model_uri(text)
+    uri = query.model_uri(text)
+    try:
+        return _found(text, uri)
+    except MlflowException:  # loading it says what is wrong
+        return Source(text, uri)
+
+
+def _found(text: str, uri: str) -> Source:
+    client, name = MlflowClient(), text
     if match := re.fullmatch(r"models:/(m-[^/@]+)", uri):
-        name, logged = text, match[1]
+        logged = match[1]
     elif match := re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri):
         registered, alias, number = match.groups()
         if alias:
@@ -80,17 +88,19 @@ def find(text: str) -> Source:
         name = f"{registered} version {version.number}{f' ({alias})' if alias else ''}"
         logged = version.source.removeprefix("models:/")
     elif match := re.fullmatch(r"runs:/([0-9a-f]{32})/(.+)", uri):
-        run = _run(match[1])
-        logged = _id(run) if run else ""
-        if not run or mlflow.get_logged_model(logged).name != match[2]:
+        logged = _id(client.get_run(match[1]))
+        if mlflow.get_logged_model(logged).name != match[2]:
             return Source(text, uri)
-        name = text
     else:
         return Source(text, uri)
-    run = _logged_by(logged)
+    try:
+        run_id = mlflow.get_logged_model(logged).source_run_id
+    except MlflowException:  # it was deleted, or is none of this store
+        return Source(name, uri)
+    run = _training_run(run_id or "", logged)
     if run is not None and name == text:
         name = f"{run.info.run_name} ({run.info.run_id[:8]})"
-    return Source(name, uri, logged if run else "", run)
+    return Source(name, uri, logged, run)
 
 
 def on(source: Source, dataset: FashionMNIST) -> dict[str, Answers]:
@@ -134,19 +144,12 @@ def _validation(run: Run | None, dataset: FashionMNIST) -> Subset | None:
         return None
 
 
-def _logged_by(model_id: str) -> Run | None:
-    """Return the run that logged a model as its only one or last one, if it is known."""
+def _training_run(run_id: str, model_id: str) -> Run | None:
+    """Return a run if this model is the one that it logged."""
     try:
-        run = _run(mlflow.get_logged_model(model_id).source_run_id or "")
-        return run if run and _id(run) == model_id else None
-    except (MlflowException, FashionError):  # it was deleted, or is none of this store
-        return None
-
-
-def _run(run_id: str) -> Run | None:
-    try:
-        return MlflowClient().get_run(run_id) if run_id else None
-    except MlflowException:
+        run = MlflowClient().get_run(run_id)
+        return run if _id(run) == model_id else None
+    except (MlflowException, FashionError):  # it was deleted, or logged no model
         return None
 
 

@@ -1,5 +1,6 @@
 """Log parameters, datasets, tables and figures to MLflow runs."""
 
+import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
+from mlflow.data.dataset_source_registry import get_dataset_source_from_json
 from mlflow.data.http_dataset_source import HTTPDatasetSource
 from mlflow.data.numpy_dataset import NumpyDataset
 from mlflow.entities import LoggedModelInput, Run
@@ -19,6 +21,7 @@ from PIL import Image
 
 from fashion.analysis import difference, figures, summary, tables
 from fashion.analysis.difference import Difference
+from fashion.analysis.report import Report, note, write_files
 from fashion.data.dataset import Subset
 from fashion.errors import printable
 from fashion.settings.task import CLASSES, DOWNLOADS
@@ -117,6 +120,34 @@ def log_differences(
     return run_id
 
 
+def log_report(report: Report, model_id: str, files: Sequence[Path], folder: str) -> str:
+    """Log the evaluation of a model; return the run's id.
+
+    Uses the active run, else the one that `mlflow run` created, else a new one.
+
+    Args:
+        report: the evaluation.
+        model_id: id of the logged model; empty if the tracking store has none.
+        files: files of the images; empty for images of the dataset.
+        folder: folder of these files.
+    """
+    with (
+        _active_or_new_run(f"evaluate: {printable(report.name)}") as run_id,
+        tempfile.TemporaryDirectory() as written,
+    ):
+        images = dataset_of(report.subset, str(Path(folder).absolute()) if files else "")
+        mlflow.log_input(images, report.kind, tags={"images": str(len(report.subset))})
+        _link_models(run_id, [model_id])
+        mlflow.log_metrics(report.metrics, model_id=model_id or None, dataset=images)
+        write_files(Path(written), report, files)
+        mlflow.log_artifacts(written)
+        run = mlflow.get_run(run_id)
+        log_pictures(run, summary.pictures(Path(written)))
+        log_per_class(run, report.subset, report.answers)
+        mlflow.set_tag(MLFLOW_RUN_NOTE, note(report, run_id))
+    return run_id
+
+
 def _link_models(run_id: str, model_ids: Sequence[str]) -> None:
     """Make models inputs of a run: the UI shows them there."""
     # mlflow.log_inputs refuses models; the client does not.
@@ -147,12 +178,21 @@ class ImageDataset(NumpyDataset):
         }
 
 
-def dataset_of(subset: Subset) -> ImageDataset:
-    """Return a subset as MLflow's lineage and metrics refer to it."""
-    part = "t10k" if subset.name.endswith("test") else "train"
+def dataset_of(subset: Subset, folder: str = "") -> ImageDataset:
+    """Return a subset as MLflow's lineage and metrics refer to it.
+
+    Args:
+        subset: the images.
+        folder: where their files are; empty for images of the dataset.
+    """
+    if folder:
+        source = get_dataset_source_from_json(json.dumps({"uri": folder}), "local")
+    else:
+        part = "t10k" if subset.name.endswith("test") else "train"
+        source = HTTPDatasetSource(f"{DOWNLOADS}/{part}-images-idx3-ubyte.gz")
     return ImageDataset(
         subset.images.numpy(),
-        HTTPDatasetSource(f"{DOWNLOADS}/{part}-images-idx3-ubyte.gz"),
+        source,
         subset.labels.numpy(),
         subset.name,
         subset.digest,
