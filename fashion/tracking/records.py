@@ -137,7 +137,6 @@ def log_report(report: Report, model_id: str, files: Sequence[Path], folder: str
     ):
         images = dataset_of(report.subset, str(Path(folder).absolute()) if files else "")
         mlflow.log_input(images, report.kind, tags={"images": str(len(report.subset))})
-        _link_models(run_id, [model_id])
         mlflow.log_metrics(report.metrics, model_id=model_id or None, dataset=images)
         write_files(Path(written), report, files)
         mlflow.log_artifacts(written)
@@ -151,7 +150,7 @@ def log_report(report: Report, model_id: str, files: Sequence[Path], folder: str
 def _link_models(run_id: str, model_ids: Sequence[str]) -> None:
     """Make models inputs of a run: the UI shows them there."""
     # mlflow.log_inputs refuses models; the client does not.
-    models = [LoggedModelInput(model_id) for model_id in dict.fromkeys(filter(None, model_ids))]
+    models = [LoggedModelInput(model_id) for model_id in model_ids if model_id]
     MlflowClient().log_inputs(run_id, models=models)
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from click.testing import Result
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import LoggedModelStatus, Run
 
 from entrypoints.diff import diff
 from fashion.analysis import predictions
@@ -46,10 +46,11 @@ def kept(run_id: str) -> Path:
     return Path(mlflow.get_run(run_id).info.artifact_uri, predictions.FILE)
 
 
-def change(run_id: str, **changes: str) -> None:
-    """Change the predictions on the test images that a run has kept."""
+def move_to_other_images(run_id: str, split: str) -> None:
+    """Change the predictions that a run has kept to those on other images."""
     answers = predictions.read(kept(run_id))
-    predictions.write(kept(run_id), answers | {"test": replace(answers["test"], **changes)})
+    others = replace(answers[split], digest="of others")
+    predictions.write(kept(run_id), answers | {split: others})
 
 
 def accuracy(run_id: str, split: str) -> float:
@@ -105,14 +106,20 @@ def test_an_alias_and_a_path_in_a_run_name_the_run_that_logged_the_model(
     loaded.assert_not_called()
     assert len(logged().inputs.model_inputs) == 1
 
+    kept(run_id).unlink()
+    assert compare(f"models:/{MODEL_NAME}@champion", run_id).exit_code == 0
+    loaded.assert_any_call(f"models:/{MODEL_NAME}/1")
 
-@pytest.mark.parametrize("damage", ["deleted", "truncated"])
+
+@pytest.mark.parametrize("damage", ["deleted", "truncated", "of other images"])
 def test_a_model_whose_predictions_are_lost_is_evaluated_once(
     train_small: Callable[..., str], compare: Callable[..., Result], loaded: Mock, damage: str
 ) -> None:
     a, b = train_small(), train_small("nonlinear")
     if damage == "deleted":
         kept(a).unlink()
+    elif damage == "of other images":
+        move_to_other_images(a, "validation")
     else:
         kept(a).write_bytes(kept(a).read_bytes()[:100])
     assert compare(a, b).exit_code == 0
@@ -136,6 +143,21 @@ def test_a_model_in_a_folder_is_compared_on_test_images_only(
     assert logged().data.metrics["test_a_accuracy"] == pytest.approx(accuracy(run_id, "test"))
 
 
+def test_the_predictions_of_another_model_of_the_run_are_not_taken(
+    train_small: Callable[..., str], compare: Callable[..., Result], store: Path, loaded: Mock
+) -> None:
+    a, b = train_small(), train_small("nonlinear")
+    client = MlflowClient()
+    other = client.create_logged_model(mlflow.get_run(a).info.experiment_id, source_run_id=a)
+    client.log_model_artifacts(
+        other.model_id, mlflow.artifacts.download_artifacts(uri(b), dst_path=str(store / "copy"))
+    )
+    client.finalize_logged_model(other.model_id, LoggedModelStatus.READY)
+    assert compare(other.model_uri, b).exit_code == 0
+    loaded.assert_called_once_with(other.model_uri)
+    assert logged().data.metrics["test_a_accuracy"] == pytest.approx(accuracy(b, "test"))
+
+
 def test_models_with_other_validation_images_are_compared_on_test_images_only(
     train_small: Callable[..., str], compare: Callable[..., Result]
 ) -> None:
@@ -149,7 +171,7 @@ def test_models_that_were_tested_on_other_images_are_not_compared(
     train_small: Callable[..., str], compare: Callable[..., Result]
 ) -> None:
     a, b = train_small(), train_small("nonlinear")
-    change(b, digest="of others")
+    move_to_other_images(b, "test")
     message = assert_one_line(compare(a, b))
     assert f"nonlinear ({b[:8]}) was tested on other images" in message
     assert len(mlflow.search_runs(output_format="list")) == 2
