@@ -10,12 +10,14 @@ import click
 from entrypoints.cli.command import Command
 from entrypoints.cli.options import (
     check_resume,
+    declared_options,
     experiment_asked_for,
     resume_option,
     settings_typed,
     training_options,
 )
 from fashion.errors import FashionError, printable
+from fashion.settings.gate import GATE_OPTIONS, Gate
 from fashion.settings.task import MODEL_NAME
 
 # Trained beside the requested model. Of the architecture's options they have hidden_units alone.
@@ -24,6 +26,7 @@ LINEAR_MODELS = ("baseline", "nonlinear")
 
 @click.command(cls=Command)
 @training_options
+@declared_options(list(GATE_OPTIONS.values()))
 @resume_option(
     "Id of an interrupted run of main to continue, or latest for the last one on this machine. Its"
     " settings are restored; options given here must match them."
@@ -39,6 +42,9 @@ def main(
     run_name: str,
     tags: Sequence[tuple[str, str]],
     allow_changes: bool,
+    min_p: float,
+    min_gain: float,
+    force: bool,
     **_settings: Any,
 ) -> None:
     """Train the lab's models as child runs, compare them and register the best MODEL.
@@ -113,8 +119,11 @@ def main(
             registered = False
             if asked.val_size:
                 candidates = query.Query(models=[asked.model])
+                gate = Gate(min_p, min_gain, force)
                 try:
-                    registration = str(registry.register(MODEL_NAME, candidates, dataset))
+                    registration = str(
+                        registry.register(MODEL_NAME, candidates, dataset, gate=gate)
+                    )
                     registered = True
                 except FashionError as error:  # what was trained and compared stays valid
                     registration = f"Nothing registered: {printable(str(error))}."

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from entrypoints.cli.command import Command, report_written
-from entrypoints.cli.options import data_dir_option, model_uri_option
+from entrypoints.cli.options import data_dir_option, invert_option, model_uri_option
 from entrypoints.cli.types import Indices, OutputFile, UserPath
 from fashion.errors import printable
 
@@ -35,13 +35,7 @@ from fashion.errors import printable
     show_default=True,
     help="Number of classes to show for each image, most probable first.",
 )
-@click.option(
-    "--invert",
-    type=click.Choice(["auto", "always", "never"]),
-    default="auto",
-    show_default=True,
-    help="Whether to invert image files, for dark on light; auto decides by what stands out more.",
-)
+@invert_option
 @click.option(
     "--output",
     type=OutputFile(".csv", ".json"),

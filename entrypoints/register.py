@@ -3,9 +3,16 @@
 import click
 
 from entrypoints.cli.command import Command
-from entrypoints.cli.options import data_dir_option, experiment_option, settings_options, switch
+from entrypoints.cli.options import (
+    data_dir_option,
+    declared_options,
+    experiment_option,
+    settings_options,
+    switch,
+)
 from fashion.models.catalogue import constructor
 from fashion.settings.comparison import Query
+from fashion.settings.gate import GATE_OPTIONS, Gate
 from fashion.settings.metrics import DEFAULT_METRIC, SELECTING_METRICS
 from fashion.settings.task import MODEL_NAME
 
@@ -27,6 +34,7 @@ from fashion.settings.task import MODEL_NAME
     help="Metric to select the best run and the champion by.",
 )
 @switch("--select-on-test", help="Allow a test metric for selection; its value is then optimistic.")
+@declared_options(list(GATE_OPTIONS.values()))
 @switch("--dry-run", help="Print what would be done without doing it.")
 @switch("--rollback", help="Restore the previous champion; register nothing.")
 @data_dir_option
@@ -36,19 +44,25 @@ def register(
     name: str,
     metric: str,
     select_on_test: bool,
+    min_p: float,
+    min_gain: float,
+    force: bool,
     dry_run: bool,
     rollback: bool,
     data_dir: str,
 ) -> None:
-    """Register the best finished run, and make it champion if it beats the current champion."""
+    """Register the best finished run, and make it champion if it beats the current champion.
+
+    If it is not better by more than chance, it becomes the challenger.
+    """
     if metric.startswith("test_") and not select_on_test:
         raise click.BadParameter(
             f"{metric} would select on test data; use {DEFAULT_METRIC}, or allow it with"
             " --select-on-test.",
             param_hint="--metric",
         )
-    if rollback and dry_run:
-        raise click.UsageError("--rollback and --dry-run are mutually exclusive.")
+    if rollback and (dry_run or force):
+        raise click.UsageError("--rollback excludes --dry-run and --force.")
     constructor(model)
     from fashion.data.dataset import load_dataset
     from fashion.tracking import registry, store
@@ -59,7 +73,8 @@ def register(
         outcome = registry.rollback(name)
     else:
         query = Query(experiments, models=[model], metric=metric)
-        outcome = registry.register(name, query, dataset, dry_run=dry_run)
+        gate = Gate(min_p, min_gain, force)
+        outcome = registry.register(name, query, dataset, gate=gate, dry_run=dry_run)
     click.echo(f"{'Dry run: ' if dry_run else ''}{outcome}")
 
 

@@ -20,6 +20,8 @@ ENTRY_POINTS = (
     "train",
     "sweep",
     "compare",
+    "diff",
+    "evaluate",
     "register",
     "predict",
     "explore",

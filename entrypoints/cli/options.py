@@ -258,3 +258,15 @@ def model_uri_option(command: Callable) -> Callable:
         metavar="URI",
         help="MLflow URI of the model, or the id of its run, of which compare shows the beginning.",
     )(command)
+
+
+def invert_option(command: Callable) -> Callable:
+    """Add --invert."""
+    return click.option(
+        "--invert",
+        type=click.Choice(["auto", "always", "never"]),
+        default="auto",
+        show_default=True,
+        help="Whether to invert image files, for dark on light; auto decides by what stands out"
+        " more.",
+    )(command)

@@ -38,7 +38,7 @@ def confusion_matrix(confusion: pd.DataFrame, title: str) -> Figure:
     with np.errstate(invalid="ignore"):  # a class without images has no shares
         shares = counts / images[:, None]
     errors = np.ma.masked_array(shares, diagonal)
-    worst = errors.max()
+    worst = errors[images > 0].max()
     limit = worst if worst is not np.ma.masked and worst > 0 else 1
     # Not the default aspect, with which the constrained layout cuts off the labels.
     drawn = axes.imshow(errors, cmap="Reds", vmin=0, vmax=limit, aspect="auto")
@@ -50,7 +50,10 @@ def confusion_matrix(confusion: pd.DataFrame, title: str) -> Figure:
             dark = shares[row, column] > (0.7 if row == column else 0.6 * limit)
             color = "white" if dark else "black"
             axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
-    recalls = [f"{name}  {shares[row, row]:.1%}" for row, name in enumerate(CLASSES)]
+    recalls = [
+        f"{name}  {shares[row, row]:.1%}" if images[row] else f"{name}  no images"
+        for row, name in enumerate(CLASSES)
+    ]
     axes.set(title=title, xlabel="predicted class", ylabel="true class and its recall")
     axes.set_xticks(range(len(CLASSES)), CLASSES, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(CLASSES)), recalls)

@@ -24,7 +24,7 @@ def write_files(
     answers: Evaluation,
     calibration: pd.DataFrame,
 ) -> list[tables.ConfusedPair]:
-    """Write tables and figures of a model's predictions.
+    """Write the learning curves, and what `write_predictions` does.
 
     Args:
         folder: folder to write to.
@@ -38,20 +38,42 @@ def write_files(
     Returns:
         The most confused pairs of classes.
     """
+    figures.learning_curves(history, model).savefig(folder / "learning_curves.png")
+    return write_predictions(folder, model, seed, subset, answers, calibration, "test images")
+
+
+def write_predictions(
+    folder: Path,
+    model: str,
+    seed: int,
+    subset: Subset,
+    answers: Evaluation,
+    calibration: pd.DataFrame,
+    images: str,
+) -> list[tables.ConfusedPair]:
+    """Write tables and figures of a model's predictions.
+
+    Args:
+        folder, model, seed, subset, answers, calibration: as for `write_files`.
+        images: what to call the images.
+
+    Returns:
+        The most confused pairs of classes.
+    """
     predicted = answers.logits.argmax(dim=1)
     confusion = tables.confusion_matrix(subset.labels, predicted)
     pairs = tables.confused_pairs(confusion)
-    title = f"{model}: {answers.accuracy:.2%} of {len(subset):,} test images are right"
+    title = f"{model}: {answers.accuracy:.2%} of {len(subset):,} {images} are right"
 
     confusion.to_csv(folder / "confusion_matrix.csv")
     (folder / "confused_pairs.txt").write_text("".join(f"{pair}\n" for pair in pairs))
     figures.confusion_matrix(confusion, title).savefig(folder / "confusion_matrix.png")
-    figures.learning_curves(history, model).savefig(folder / "learning_curves.png")
     if answers.logits.isfinite().all():  # not for a diverged model
         figures.reliability_diagram(calibration, title).savefig(folder / "reliability.png")
-        figures.precision_recall_curves(subset.labels, answers.logits, title).savefig(
-            folder / "precision_recall.png"
-        )
+        if len(subset.labels.unique()) == len(CLASSES):
+            figures.precision_recall_curves(subset.labels, answers.logits, title).savefig(
+                folder / "precision_recall.png"
+            )
     rows = torch.randperm(len(subset), generator=torch.Generator().manual_seed(seed))[:9]
     _grid(subset, rows, answers, title).savefig(folder / "predictions.png")
     wrong = tables.most_confidently_wrong(subset.labels, answers.logits)

@@ -1,11 +1,15 @@
 """Measure a run's stored model, and record what was measured in tags of its version."""
 
+import base64
 import hashlib
 import json
 import math
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_GIT_COMMIT
 from torch import Tensor
@@ -33,6 +37,10 @@ MEASURED = (
     "test_digest",
     *SELECTING_METRICS,
 )
+# Tags with the images that were classified correctly, written by `packed`. Versions that an earlier
+# version of this project has measured lack them, and their checksum is without them.
+VALIDATION_RIGHT = "validation_right"
+TEST_RIGHT = "test_right"
 
 
 @dataclass(frozen=True)
@@ -40,8 +48,8 @@ class Measurement:
     """What a stored model gives on the images of its run.
 
     Attributes:
-        tags: for the version, with a checksum: digests of the model and of the images, and the
-            measured metrics.
+        tags: for the version, with a checksum: digests of the model and of the images, the measured
+            metrics, and which images were classified correctly.
         test: the predictions on the test set.
     """
 
@@ -88,8 +96,11 @@ def measure(run: Run, uri: str, dataset: FashionMNIST, source: str | None = None
         on_gpu = context == "validation" and run.data.params.get("device_type", "cpu") != "cpu"
         prefix = "val" if context == "validation" else context
         tags |= _reproduced(run, prefix, answers, subset, GPU_ROUNDING if on_gpu else ROUNDING)
+        right = answers.logits.argmax(dim=1) == subset.labels
         if context == "validation":
-            tags["validation_images"] = str(len(subset))
+            tags |= {"validation_images": str(len(subset)), VALIDATION_RIGHT: packed(right)}
+        else:
+            tags[TEST_RIGHT] = packed(right)
     return Measurement(signed(tags, source or uri), answers)
 
 
@@ -105,7 +116,25 @@ def is_measured(tags: Mapping[str, str], source: str) -> bool:
 
 def _checksum(tags: Mapping[str, str], source: str) -> str:
     measured = [source, *(tags.get(name) for name in MEASURED)]
+    measured += [tags[name] for name in (VALIDATION_RIGHT, TEST_RIGHT) if name in tags]
     return hashlib.sha256(json.dumps(measured).encode()).hexdigest()
+
+
+def packed(right: Tensor) -> str:
+    """Return which images were classified correctly as text: a compressed bit for each.
+
+    Args:
+        right: bool, shape (N,).
+    """
+    bits = np.packbits(right.numpy()).tobytes()
+    return f"{len(right)}:{base64.b64encode(zlib.compress(bits, 9)).decode()}"
+
+
+def unpacked(text: str) -> Tensor:
+    """Return what `packed` was given."""
+    size, _, content = text.partition(":")
+    bits = np.frombuffer(zlib.decompress(base64.b64decode(content)), dtype=np.uint8)
+    return torch.from_numpy(np.unpackbits(bits, count=int(size))).bool()
 
 
 def _digests(run: Run) -> dict[str, str]:

@@ -1,5 +1,7 @@
 """Log parameters, datasets, tables and figures to MLflow runs."""
 
+import json
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,13 +12,18 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
+from mlflow.data.dataset_source_registry import get_dataset_source_from_json
 from mlflow.data.http_dataset_source import HTTPDatasetSource
 from mlflow.data.numpy_dataset import NumpyDataset
-from mlflow.entities import Run
+from mlflow.entities import LoggedModelInput, Run
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from PIL import Image
 
-from fashion.analysis import figures, tables
+from fashion.analysis import difference, figures, markdown, summary, tables
+from fashion.analysis.difference import Difference
+from fashion.analysis.report import Report, note, write_files
 from fashion.data.dataset import Subset
+from fashion.errors import printable
 from fashion.settings.task import CLASSES, DOWNLOADS
 from fashion.tracking import runs
 from fashion.training.evaluation import Evaluation
@@ -79,6 +86,74 @@ def log_exploration(table: str, drawn: Mapping[str, Figure]) -> str:
     return run_id
 
 
+def log_differences(
+    found: Sequence[Difference], subsets: Sequence[Subset], model_ids: Sequence[str]
+) -> str:
+    """Log comparisons of the same two models; return the run's id.
+
+    Uses the active run, else the one that `mlflow run` created, else a new one.
+
+    Args:
+        found: the comparisons.
+        subsets: the images of each.
+        model_ids: ids of the logged models; those that are empty are left out.
+    """
+    with (
+        _active_or_new_run(f"diff: {printable(' / '.join(found[0].names))}") as run_id,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        mlflow.log_inputs(
+            datasets=[dataset_of(subset) for subset in subsets],
+            contexts=[each.split for each in found],
+            tags_list=[{"images": str(len(subset))} for subset in subsets],
+        )
+        _link_models(run_id, model_ids)
+        pictures = {}
+        for each, subset in zip(found, subsets, strict=True):
+            difference.write_files(Path(folder), each, subset.images)
+            mlflow.log_metrics(each.metrics)
+            if Path(folder, each.picture).exists():
+                title = f"Changed {each.split} images"
+                pictures[each.picture] = markdown.picture(run_id, title, each.picture)
+        mlflow.log_artifacts(folder)
+        mlflow.set_tag(MLFLOW_RUN_NOTE, difference.note(found, pictures))
+    return run_id
+
+
+def log_report(report: Report, model_id: str, files: Sequence[Path], folder: str) -> str:
+    """Log the evaluation of a model; return the run's id.
+
+    Uses the active run, else the one that `mlflow run` created, else a new one.
+
+    Args:
+        report: the evaluation.
+        model_id: id of the logged model; empty if the tracking store has none.
+        files: files of the images; empty for images of the dataset.
+        folder: folder of these files.
+    """
+    with (
+        _active_or_new_run(f"evaluate: {printable(report.name)}") as run_id,
+        tempfile.TemporaryDirectory() as written,
+    ):
+        images = dataset_of(report.subset, str(Path(folder).absolute()) if files else "")
+        mlflow.log_input(images, report.kind, tags={"images": str(len(report.subset))})
+        mlflow.log_metrics(report.metrics, model_id=model_id or None, dataset=images)
+        write_files(Path(written), report, files)
+        mlflow.log_artifacts(written)
+        run = mlflow.get_run(run_id)
+        log_pictures(run, summary.pictures(Path(written)))
+        log_per_class(run, report.subset, report.answers)
+        mlflow.set_tag(MLFLOW_RUN_NOTE, note(report, run_id))
+    return run_id
+
+
+def _link_models(run_id: str, model_ids: Sequence[str]) -> None:
+    """Make models inputs of a run: the UI shows them there."""
+    # mlflow.log_inputs refuses models; the client does not.
+    models = [LoggedModelInput(model_id) for model_id in model_ids if model_id]
+    MlflowClient().log_inputs(run_id, models=models)
+
+
 class ImageDataset(NumpyDataset):
     """Labelled images in MLflow's lineage; their profile says what is in them."""
 
@@ -102,12 +177,21 @@ class ImageDataset(NumpyDataset):
         }
 
 
-def dataset_of(subset: Subset) -> ImageDataset:
-    """Return a subset as MLflow's lineage and metrics refer to it."""
-    part = "t10k" if subset.name.endswith("test") else "train"
+def dataset_of(subset: Subset, folder: str = "") -> ImageDataset:
+    """Return a subset as MLflow's lineage and metrics refer to it.
+
+    Args:
+        subset: the images.
+        folder: where their files are; empty for images of the dataset.
+    """
+    if folder:
+        source = get_dataset_source_from_json(json.dumps({"uri": folder}), "local")
+    else:
+        part = "t10k" if subset.name.endswith("test") else "train"
+        source = HTTPDatasetSource(f"{DOWNLOADS}/{part}-images-idx3-ubyte.gz")
     return ImageDataset(
         subset.images.numpy(),
-        HTTPDatasetSource(f"{DOWNLOADS}/{part}-images-idx3-ubyte.gz"),
+        source,
         subset.labels.numpy(),
         subset.name,
         subset.digest,

@@ -13,13 +13,15 @@ from mlflow.exceptions import MlflowException
 from fashion.data.dataset import FashionMNIST
 from fashion.errors import RegistryError
 from fashion.settings.comparison import Query
+from fashion.settings.gate import DEFAULT_GATE, Gate
 from fashion.settings.task import CHAMPION
 from fashion.tracking import selection, versions
 from fashion.tracking.card import model_card, registered_model
-from fashion.tracking.evidence import Measurement, measure
+from fashion.tracking.contest import CONTEST, between
+from fashion.tracking.evidence import TEST_RIGHT, Measurement, measure
 from fashion.tracking.models import model_uri
 from fashion.tracking.store import START_IT, reason
-from fashion.tracking.versions import PREVIOUS, ROLLED_BACK, Version
+from fashion.tracking.versions import CHALLENGER, PREVIOUS, ROLLED_BACK, Version
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Registration:
         champion: the version with the champion alias; None if it is the one that a dry run would
             create.
         reason: why that version is the champion, in one line.
+        challenge: how the registered version compares with the champion, in one line; empty if it
+            is the champion.
         remarks: which better runs were not registered and why, in one line each.
     """
 
@@ -43,6 +47,7 @@ class Registration:
     created: bool
     champion: str | None
     reason: str
+    challenge: str = ""
     remarks: Sequence[str] = ()
 
     def __str__(self) -> str:
@@ -50,19 +55,27 @@ class Registration:
         lines = [
             f"{self.name} version {self.version or '(new)'} {verb}, from run {self.run_id}",
             f"{CHAMPION} is version {self.champion or '(new)'}: {self.reason}",
-            *self.remarks,
         ]
+        if self.challenge:
+            lines.append(f"{CHALLENGER} is version {self.version or '(new)'}: {self.challenge}")
+        lines += self.remarks
         return "\n".join(lines)
 
 
 def register(
-    name: str, query: Query, dataset: FashionMNIST, *, dry_run: bool = False
+    name: str,
+    query: Query,
+    dataset: FashionMNIST,
+    *,
+    gate: Gate = DEFAULT_GATE,
+    dry_run: bool = False,
 ) -> Registration:
-    """Register the best finished run of `query`; make it champion if it is the best version.
+    """Register the best finished run of `query`; make it champion if it passes the gate.
 
     The stored model is first loaded and evaluated; the alias moves only to a version that beats the
-    current champion by what was then measured, by `query.metric` on the same images. Runs whose
-    model cannot be loaded, or does not give what the run logged, are passed over. Nothing is
+    current champion by what was then measured, by `query.metric` on the same images, and not by
+    chance. Otherwise the version gets the alias challenger, and in both cases the evidence. Runs
+    whose model cannot be loaded, or does not give what the run logged, are passed over. Nothing is
     created before all of this has succeeded.
 
     Raises:
@@ -77,9 +90,9 @@ def register(
         existing = versions.of_run(client, name, run, uri)
         if dry_run:
             version = existing or Version("", run.info.run_id, uri, tags)
-            if not version.is_measured:
+            if not _is_complete(version):
                 version = version.with_tags(tags)
-            choice = _foresee(client, name, version, champion, query.metric)
+            choice = _foresee(client, name, version, champion, query.metric, gate)
             return Registration(
                 name,
                 run.info.run_id,
@@ -87,6 +100,7 @@ def register(
                 existing is None,
                 choice.version.number or None,
                 choice.reason,
+                _challenge(choice.version, version, query.metric, gate)[0],
                 found.remarks,
             )
         if champion is not None and champion_tags:
@@ -98,13 +112,20 @@ def register(
         if created is not None and created != registered.number:
             client.delete_model_version(name, created)
             created = None
-        if not registered.is_measured:
+        if not _is_complete(registered):
             _set_tags(client, name, registered.number, tags)
+            registered = registered.with_tags(tags)
         if not registered.description:
             client.update_model_version(name, registered.number, description=found.card)
         if not client.get_registered_model(name).description:
             client.update_registered_model(name, registered_model(name))
-        number, why = promote(client, name, query.metric)
+        number, why = promote(client, name, query.metric, gate, registered.number)
+        challenge = ""
+        champion = versions.by_alias(client, name, CHAMPION)
+        if champion is not None and champion.number != registered.number:
+            challenge, evidence = _challenge(champion, registered, query.metric, gate)
+            _set_tags(client, name, registered.number, evidence)
+            versions.set_alias(client, name, CHALLENGER, registered.number)
         return Registration(
             name,
             run.info.run_id,
@@ -112,8 +133,28 @@ def register(
             created is not None,
             number,
             why,
+            challenge,
             found.remarks,
         )
+
+
+def _is_complete(version: Version) -> bool:
+    """Return whether `register` has measured a version, and recorded its predictions."""
+    return version.is_measured and TEST_RIGHT in version.tags
+
+
+def _challenge(
+    champion: Version, version: Version, metric: str, gate: Gate
+) -> tuple[str, dict[str, str]]:
+    """Say why a version is not champion, in one line and in tags for it; both empty if it is."""
+    if champion.number == version.number:
+        return "", {}
+    contest = between(champion, version, metric)
+    if contest is None:
+        problem = f"it cannot be compared with version {champion.number}"
+        return problem, {CONTEST: f"{problem}: not {CHAMPION}"}
+    problem = contest.problem(gate) or f"the {CHAMPION} has changed meanwhile"
+    return f"{contest}: {problem}", contest.tags(f"not {CHAMPION}, {problem}")
 
 
 @dataclass(frozen=True)
@@ -163,14 +204,14 @@ def _best(
 def _measured_champion(
     client: MlflowClient, name: str, dataset: FashionMNIST
 ) -> tuple[Version | None, dict[str, str]]:
-    """Return the champion, measured now if its tags are not those of a measurement.
+    """Return the champion, measured now if its tags are not those of a complete measurement.
 
     Returns:
         The champion, if any, and the tags to set in the registry. They are empty if the champion
         was measured before, or cannot be.
     """
     champion = versions.by_alias(client, name, CHAMPION)
-    if champion is None or champion.is_measured or champion.is_rolled_back:
+    if champion is None or _is_complete(champion) or champion.is_rolled_back:
         return champion, {}
     try:
         run = client.get_run(champion.run_id)
@@ -182,14 +223,20 @@ def _measured_champion(
 
 
 def _foresee(
-    client: MlflowClient, name: str, version: Version, champion: Version | None, metric: str
+    client: MlflowClient,
+    name: str,
+    version: Version,
+    champion: Version | None,
+    metric: str,
+    gate: Gate,
 ) -> selection.Choice:
     """Return what would be chosen once `version` and the champion's measurement are recorded."""
     known = {v.number: v for v in versions.all_of(client, name)}
     if champion is not None:
         known[champion.number] = champion
     # The new one, which has no number yet, comes last.
-    return selection.choose(list((known | {version.number: version}).values()), champion, metric)
+    everything = list((known | {version.number: version}).values())
+    return selection.choose(everything, champion, metric, gate, version.number)
 
 
 def _create(client: MlflowClient, name: str, run: Run, uri: str, tags: Mapping[str, str]) -> str:
@@ -210,7 +257,9 @@ def _set_tags(client: MlflowClient, name: str, number: str, tags: Mapping[str, s
         client.set_model_version_tag(name, number, key, value)
 
 
-def promote(client: MlflowClient, name: str, metric: str) -> tuple[str, str]:
+def promote(
+    client: MlflowClient, name: str, metric: str, gate: Gate, registered: str | None = None
+) -> tuple[str, str]:
     """Set the champion alias to the best version; return its number and a one-line reason.
 
     MLflow has no atomic compare-and-set for aliases, so the selection is repeated until nothing
@@ -218,20 +267,39 @@ def promote(client: MlflowClient, name: str, metric: str) -> tuple[str, str]:
     once more and ends with the better one. If a rollback has barred that one meanwhile, it is
     replaced too.
 
+    Args:
+        client: MLflow's.
+        name: name of the registered model.
+        metric: what to compare versions by.
+        gate: when a better version replaces the champion.
+        registered: number of the version that becomes champion if the gate is forced.
+
     Raises:
         RegistryError: no version has the metric.
     """
     moved_because = None
     while True:
         champion = versions.by_alias(client, name, CHAMPION)
-        choice = selection.choose(versions.all_of(client, name), champion, metric)
+        choice = selection.choose(versions.all_of(client, name), champion, metric, gate, registered)
         best = choice.version
-        if champion is not None and best.number == champion.number:
-            return best.number, moved_because or choice.reason
-        if champion is not None and not champion.is_rolled_back:
-            versions.set_alias(client, name, PREVIOUS, champion.number)
+        if champion is not None:
+            # Of two processes that force one version each, neither does so twice.
+            forced = gate.force and moved_because and not champion.is_rolled_back
+            if best.number == champion.number or forced:
+                _drop_challenger(client, name, champion.number)
+                return champion.number, moved_because or choice.reason
+            if not champion.is_rolled_back:
+                versions.set_alias(client, name, PREVIOUS, champion.number)
+        _set_tags(client, name, best.number, choice.evidence)
         versions.set_alias(client, name, CHAMPION, best.number)
         moved_because = choice.reason
+
+
+def _drop_challenger(client: MlflowClient, name: str, champion: str) -> None:
+    """Delete the alias challenger if it is at the champion."""
+    challenger = versions.by_alias(client, name, CHALLENGER)
+    if challenger is not None and challenger.number == champion:
+        client.delete_registered_model_alias(name, CHALLENGER)
 
 
 def rollback(name: str) -> Registration:
@@ -263,6 +331,7 @@ def rollback(name: str) -> Registration:
                 raise RegistryError(f"version {now.number} was rolled back meanwhile, too")
             versions.set_alias(client, name, CHAMPION, previous.number)
         client.delete_registered_model_alias(name, PREVIOUS)
+        _drop_challenger(client, name, now.number)
         return Registration(
             name=name,
             run_id=now.run_id,

@@ -4,8 +4,8 @@ Metrics are comparable only if they were measured on the same images.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import mlflow
 import pandas as pd
@@ -17,10 +17,12 @@ from fashion import advice
 from fashion.data.dataset import FashionMNIST
 from fashion.errors import RegistryError, SettingError
 from fashion.settings.comparison import Query
+from fashion.settings.gate import Gate
 from fashion.settings.metrics import METRICS
 from fashion.settings.task import CHAMPION
+from fashion.tracking.contest import CONTEST, between
 from fashion.tracking.query import ALL, FINISHED, runs
-from fashion.tracking.versions import Version
+from fashion.tracking.versions import FORCED, Version
 
 # So many runs are asked for at first; more only if none of them can be registered.
 FIRST_RUNS = 20
@@ -151,36 +153,73 @@ def _left_out(table: pd.DataFrame) -> str:
 
 @dataclass(frozen=True)
 class Choice:
-    """The version to make champion, and why, in one line."""
+    """The version to make champion.
+
+    Attributes:
+        version: the version.
+        reason: why, in one line.
+        evidence: tags for the version that say why it replaces the champion.
+    """
 
     version: Version
     reason: str
+    evidence: Mapping[str, str] = field(default_factory=dict)
 
 
-def choose(versions: Sequence[Version], champion: Version | None, metric: str) -> Choice:
+def choose(
+    versions: Sequence[Version],
+    champion: Version | None,
+    metric: str,
+    gate: Gate,
+    registered: str | None = None,
+) -> Choice:
     """Choose the champion among the versions, oldest first. Ties go to the older one.
 
-    Only measured versions that were not rolled back can become champion, and only one that is
-    better than the present one on the same images.
+    Only measured versions that were not rolled back can become champion, and only one that passes
+    the gate: it is better than the present one on the same images, and that is not noise.
+
+    Args:
+        versions: all versions.
+        champion: the present champion, if any.
+        metric: what to compare them by.
+        gate: when a better version replaces the champion.
+        registered: number of the version that is made champion if the gate is forced.
 
     Raises:
         RegistryError: there is no champion, and no version can become it.
     """
     eligible = [v for v in versions if v.is_measured and not v.is_rolled_back and v.images(metric)]
-    found = _choose(eligible, champion, metric)
+    forced = next((v for v in eligible if gate.force and v.number == registered), None)
+    if champion is not None and forced is not None:
+        found = _forced(forced, champion, metric, newest=versions[-1].number)
+    else:
+        found = _choose(eligible, champion, metric, gate)
     unmeasured = [v.number for v in versions if not (v.is_measured or v.is_rolled_back)]
     if not unmeasured:
         return found
     more = len(unmeasured) - NAMED_VERSIONS
     named = ", ".join(unmeasured[:NAMED_VERSIONS]) + (f" and {more} more" if more > 0 else "")
-    return Choice(
-        found.version,
-        f"{found.reason}; unverified, so not compared: version {named} (register has not measured"
-        " it, or its tags were changed since)",
+    return replace(
+        found,
+        reason=f"{found.reason}; unverified, so not compared: version {named} (register has not"
+        " measured it, or its tags were changed since)",
     )
 
 
-def _choose(eligible: Sequence[Version], champion: Version | None, metric: str) -> Choice:
+def _forced(version: Version, champion: Version, metric: str, newest: str) -> Choice:
+    if version.number == champion.number:
+        return Choice(version, f"it was {CHAMPION} already")
+    contest = between(champion, version, metric)
+    if contest is None:
+        reason = f"forced; it cannot be compared with version {champion.number}"
+        return Choice(version, reason, {CONTEST: reason, FORCED: newest})
+    evidence = {**contest.tags(f"forced to be {CHAMPION}"), FORCED: newest}
+    return Choice(version, f"forced; {contest}", evidence)
+
+
+def _choose(
+    eligible: Sequence[Version], champion: Version | None, metric: str, gate: Gate
+) -> Choice:
     if champion is None or champion.is_rolled_back:
         if not eligible:
             if champion is not None:
@@ -195,15 +234,25 @@ def _choose(eligible: Sequence[Version], champion: Version | None, metric: str) 
         return Choice(
             champion, f"it cannot be compared with other versions by {metric} on the same images"
         )
-    peers = [v for v in eligible if v.images(metric) == champion.images(metric)]
-    best = max(peers, key=lambda v: v.score(metric), default=champion)
+    contests = [(v, contest) for v in eligible if (contest := between(champion, v, metric))]
+    better = [(v, c) for v, c in contests if c.gain > 0 and not c.overruled]
+    passed = [(v, contest) for v, contest in better if not contest.problem(gate)]
     ours = float(champion.tags[metric])
-    if best.score(metric) <= champion.score(metric):
-        return Choice(champion, f"nothing beats its {metric} of {ours:.4f}")
+    if not better:
+        forced = "it was forced, and since then " if any(c.overruled for _, c in contests) else ""
+        return Choice(champion, f"{forced}nothing beats its {metric} of {ours:.4f}")
+    if not passed:
+        return Choice(
+            champion,
+            f"nothing beats its {metric} of {ours:.4f} by enough (min_p {gate.min_p:g}, min_gain"
+            f" {gate.min_gain:g})",
+        )
+    best, contest = max(passed, key=lambda each: each[1].gain)
     return Choice(
         best,
         f"its {metric} of {float(best.tags[metric]):.4f} beats version {champion.number}'s"
-        f" {ours:.4f}",
+        f" {ours:.4f}{contest.evidence}",
+        contest.tags(f"became {CHAMPION}"),
     )
 
 

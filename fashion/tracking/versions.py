@@ -7,12 +7,17 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from torch import Tensor
 
 from fashion.settings.metrics import METRICS
-from fashion.tracking.evidence import is_measured
+from fashion.tracking.evidence import TEST_RIGHT, VALIDATION_RIGHT, is_measured, unpacked
 
 PREVIOUS = "previous-champion"
+# The version that was registered last, unless it is the champion.
+CHALLENGER = "challenger"
 ROLLED_BACK = "rolled_back"
+# When a version was forced to be champion, the number of the newest: those up to it are overruled.
+FORCED = "forced"
 
 
 @dataclass(frozen=True)
@@ -42,10 +47,23 @@ class Version:
     def is_rolled_back(self) -> bool:
         return ROLLED_BACK in self.tags
 
+    def overrules(self, other: "Version") -> bool:
+        """Whether it was forced to be champion when `other` was registered already."""
+        newest = self.tags.get(FORCED, "")
+        return newest.isdecimal() and other.number.isdecimal() and int(other.number) <= int(newest)
+
     def images(self, metric: str) -> str:
         """Return the digest of the images that `metric` was measured on; empty if of none."""
         context = "test" if metric.startswith("test_") else "validation"
         return self.tags.get(f"{context}_digest", "") if metric in self.tags else ""
+
+    def right(self, metric: str) -> Tensor | None:
+        """Return which of them it classifies correctly: bool, shape (N,); None if that is unknown.
+
+        A version that `register` measured before it recorded this has to be measured again.
+        """
+        text = self.tags.get(TEST_RIGHT if metric.startswith("test_") else VALIDATION_RIGHT)
+        return unpacked(text) if text is not None else None
 
     def score(self, metric: str) -> float:
         """Return the metric, negative if lower is better."""

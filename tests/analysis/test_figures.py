@@ -106,7 +106,7 @@ def test_a_confusion_matrix_without_errors_or_images_is_drawn() -> None:
     labels = torch.arange(9)
     figure = figures.confusion_matrix(tables.confusion_matrix(labels, labels), "title")
     figure.draw_without_rendering()
-    assert figure.axes[0].get_yticklabels()[9].get_text() == "Ankle boot  nan%"
+    assert figure.axes[0].get_yticklabels()[9].get_text() == "Ankle boot  no images"
 
 
 def test_learning_curves_show_validation_only_where_there_was_some() -> None:

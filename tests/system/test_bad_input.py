@@ -359,7 +359,7 @@ def test_a_pickled_model_is_not_loaded(store: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "evil").exists()
     with pytest.raises(RegistryError, match="unpickling"):
         models.load(uri)
-    for command in ("predict", "explore", "export"):
+    for command in ("predict", "explore", "export", "evaluate"):
         arguments = ["--model-uri", uri, *(["--indices", "0"] if command == "predict" else [])]
         entry_point = getattr(import_module(f"entrypoints.{command}"), command)
         assert "unpickling" in assert_one_line(CliRunner().invoke(entry_point, arguments))

@@ -20,6 +20,7 @@ from fashion.data import download
 from fashion.data.dataset import FashionMNIST
 from fashion.models import catalogue
 from fashion.settings.experiment import Experiment
+from fashion.settings.gate import GATE_OPTIONS
 from fashion.settings.presets import PRESETS
 from tests.conftest import ROOT
 
@@ -99,9 +100,9 @@ def test_a_preset_gives_the_defaults_and_an_option_overrides_it(
         }
 
 
-def test_main_takes_what_train_takes() -> None:
+def test_main_takes_what_train_and_the_gate_take() -> None:
     names = [{parameter.name for parameter in each.params} for each in (train, main)]
-    assert names[0] == names[1]
+    assert names[0] | GATE_OPTIONS.keys() == names[1]
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -58,7 +58,7 @@ def test_code_that_a_model_brings_along_is_not_run(
     code = [str(tmp_path / "evil_module.py")]
     folder = log_linear(serialization_format=format_, code_paths=code)
     (folder / "data" / "pickle_module_info.txt").write_text("evil_module")
-    for command in ("predict", "explore", "export"):
+    for command in ("predict", "explore", "export", "evaluate"):
         arguments = ["--model-uri", str(folder)]
         arguments += ["--indices", "0"] if command == "predict" else []
         entry_point = getattr(import_module(f"entrypoints.{command}"), command)

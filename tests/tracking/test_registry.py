@@ -25,12 +25,15 @@ from fashion.data import dataset as dataset_module
 from fashion.data.dataset import FashionMNIST
 from fashion.errors import RegistryError
 from fashion.settings.experiment import Architecture, Experiment, Recipe
+from fashion.settings.gate import Gate
 from fashion.settings.metrics import SELECTING_METRICS
 from fashion.settings.task import MODEL_NAME
 from fashion.tracking import evidence, models, registry, selection, training
-from fashion.tracking.evidence import CHECKSUM
+from fashion.tracking.contest import CONTEST
+from fashion.tracking.evidence import CHECKSUM, TEST_RIGHT, VALIDATION_RIGHT
 from fashion.tracking.query import Query
-from fashion.tracking.registry import CHAMPION, PREVIOUS, Registration
+from fashion.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS, Registration
+from fashion.tracking.versions import FORCED
 from fashion.training import evaluation
 from tests.conftest import HANG_SECONDS, assert_one_line
 
@@ -42,6 +45,7 @@ RECIPES = {
     "best": (200, Recipe(epochs=1, batch_size=4, lr=0.05, seed=0)),
     "other-split": (300, Recipe(epochs=1, batch_size=8, lr=0.05, seed=0)),
 }
+UNTESTED = Gate(min_p=1)
 
 
 @pytest.fixture(scope="module")
@@ -97,11 +101,13 @@ def runs(
 
 @pytest.fixture
 def register(runs: dict[str, str], small: FashionMNIST) -> Callable[..., Registration]:
-    """Return a function that registers one of the four runs."""
+    """Return a function that registers one of the four runs; a better one becomes champion."""
 
-    def call(run: str, metric: str = "val_accuracy", **options: bool) -> Registration:
+    def call(
+        run: str, metric: str = "val_accuracy", gate: Gate = UNTESTED, **options: bool
+    ) -> Registration:
         query = Query(experiments=[run], models=["cnn"], metric=metric)
-        return registry.register(MODEL_NAME, query, small, **options)
+        return registry.register(MODEL_NAME, query, small, gate=gate, **options)
 
     return call
 
@@ -382,7 +388,11 @@ def test_a_version_tells_where_it_comes_from_and_what_it_is(
     assert measured == pytest.approx(logged, abs=1e-4)
     expected = {"run_id": run.info.run_id, "git_commit": "0123abc", **digests}
     expected |= {"validation_images": "200", CHECKSUM: version.tags[CHECKSUM]}
-    assert {k: v for k, v in version.tags.items() if k not in SELECTING_METRICS} == expected
+    right = {name: version.tags[name] for name in (VALIDATION_RIGHT, TEST_RIGHT)}
+    others = {k: v for k, v in version.tags.items() if k not in SELECTING_METRICS}
+    assert others == expected | right
+    for metric, tag in (("val_accuracy", VALIDATION_RIGHT), ("test_accuracy", TEST_RIGHT)):
+        assert evidence.unpacked(right[tag]).double().mean().item() == measured[metric]
     assert version.run_id == run.info.run_id
 
     assert version.description.startswith("### cnn for Fashion-MNIST\n")
@@ -424,11 +434,102 @@ def test_the_alias_moves_only_to_a_better_version_and_the_previous_one_is_kept(
     worse = register("poor", metric)
     assert (worse.version, worse.champion) == ("2", "1")
     assert "nothing beats" in worse.reason
-    assert aliases() == {CHAMPION: "1"}
+    assert aliases() == {CHAMPION: "1", CHALLENGER: "2"}
     better = register("best", metric)
     assert (better.version, better.champion) == ("3", "3")
     assert "beats version 1's" in better.reason
-    assert aliases() == {CHAMPION: "3", PREVIOUS: "1"}
+    assert aliases() == {CHAMPION: "3", PREVIOUS: "1", CHALLENGER: "2"}
+
+
+def tags(number: str) -> dict[str, str]:
+    return MlflowClient().get_model_version(MODEL_NAME, number).tags
+
+
+def test_a_gain_that_may_be_noise_makes_a_challenger_with_the_evidence(
+    register: Callable[..., Registration],
+) -> None:
+    register("good")
+    before = registered()
+    options = "--experiment", "best", "--min-p", "0"
+    for dry_run in (True, False):
+        assert registered() == before
+        result = run_register(*options, *(["--dry-run"] if dry_run else []))
+        assert result.exit_code == 0, result.output
+        number = "(new)" if dry_run else "2"
+        assert f"{CHAMPION} is version 1: nothing beats its val_accuracy of" in result.stdout
+        assert "by enough (min_p 0, min_gain 0)" in result.stdout
+        (line,) = (each for each in result.stdout.splitlines() if each.startswith(CHALLENGER))
+        assert line.startswith(f"{CHALLENGER} is version {number}: its val_accuracy is 0.")
+        assert "better than version 1's; " in line
+        assert line.endswith("p is above min_p 0")
+    assert aliases() == {CHAMPION: "1", CHALLENGER: "2"}
+    assert tags("2")[CONTEST].endswith("not champion, p is above min_p 0")
+    gained, lost = (tags("2")[f"{CONTEST}_{kind}_images"].split(",") for kind in ("gained", "lost"))
+    assert f"{len(gained) + len(lost)} images differ ({len(gained)} gained" in line
+    better = (len(gained) - len(lost)) / 200
+    difference = float(tags("2")["val_accuracy"]) - float(tags("1")["val_accuracy"])
+    assert difference == pytest.approx(better)
+    assert CONTEST not in tags("1")
+
+    before = registered()
+    assert "already registered" in run_register(*options).stdout
+    assert registered() == before
+
+
+def test_a_challenger_that_passes_the_gate_later_is_only_champion(
+    register: Callable[..., Registration],
+) -> None:
+    register("good")
+    register("best", gate=Gate(min_p=0))
+    foreseen = register("good", dry_run=True)
+    assert (foreseen.version, foreseen.champion) == ("1", "2")
+    assert "worse than version 2's" in foreseen.challenge
+    assert register("best").champion == "2"
+    assert aliases() == {CHAMPION: "2", PREVIOUS: "1"}
+    outcome = register("good")
+    assert outcome.challenge == foreseen.challenge
+    assert outcome.champion == "2"
+    assert aliases() == {CHAMPION: "2", PREVIOUS: "1", CHALLENGER: "1"}
+    assert tags("2")[CONTEST].endswith(f"became {CHAMPION}")
+    registry.rollback(MODEL_NAME)
+    assert aliases() == {CHAMPION: "1"}
+
+
+def test_a_forced_champion_says_so_and_stays(register: Callable[..., Registration]) -> None:
+    register("good")
+    result = run_register("--experiment", "poor", "--force", "--min-p", "0")
+    assert result.exit_code == 0, result.output
+    assert f"{CHAMPION} is version 2: forced; its val_accuracy is 0." in result.stdout
+    assert aliases() == {CHAMPION: "2", PREVIOUS: "1"}
+    assert tags("2")[CONTEST].endswith(f"forced to be {CHAMPION}")
+    assert tags("2")[FORCED] == "2"
+    assert register("poor").champion == "2"
+    # The better one that it was forced over does not come back by itself.
+    again = register("good")
+    assert (again.version, again.champion) == ("1", "2")
+    assert again.reason.startswith("it was forced, and since then nothing beats")
+    assert again.challenge.endswith("version 2 was forced")
+    assert register("best").champion == "3"
+
+
+def test_a_champion_without_recorded_predictions_is_measured_once_more(
+    register: Callable[..., Registration],
+) -> None:
+    client = MlflowClient()
+    register("poor")
+    before = registered()
+    # As an earlier version of this project left it.
+    source = client.get_model_version(MODEL_NAME, "1").source
+    older = {k: v for k, v in tags("1").items() if k not in (VALIDATION_RIGHT, TEST_RIGHT)}
+    for name in (VALIDATION_RIGHT, TEST_RIGHT):
+        client.delete_model_version_tag(MODEL_NAME, "1", name)
+    client.set_model_version_tag(
+        MODEL_NAME, "1", CHECKSUM, evidence.signed(older, source)[CHECKSUM]
+    )
+    assert evidence.is_measured(tags("1"), source)
+    challenge = register("best", gate=Gate(min_p=0)).challenge
+    assert "images differ" in challenge
+    assert tags("1") == before[MODEL_NAME][1][0][1]
 
 
 def val_accuracies(runs: dict[str, str]) -> dict[str, float]:
@@ -477,6 +578,20 @@ def test_versions_that_somebody_registered_by_hand_are_left_alone(
     assert register("good").champion == "1"
 
 
+def test_a_champion_whose_model_is_lost_cannot_be_compared_which_the_version_says(
+    runs: dict[str, str], register: Callable[..., Registration], archives: dict[str, Path]
+) -> None:
+    mlflow.register_model(models.model_uri(mlflow.get_run(runs["poor"])), MODEL_NAME)
+    MlflowClient().set_registered_model_alias(MODEL_NAME, CHAMPION, "1")
+    archives["poor"].unlink()
+    outcome = register("good")
+    assert (outcome.version, outcome.champion) == ("2", "1")
+    assert outcome.challenge == "it cannot be compared with version 1"
+    assert tags("2")[CONTEST] == f"{outcome.challenge}: not {CHAMPION}"
+    assert register("good", gate=Gate(force=True)).champion == "2"
+    assert tags("2")[CONTEST] == "forced; it cannot be compared with version 1"
+
+
 def test_a_dry_run_changes_nothing_and_says_what_would_happen(
     runs: dict[str, str], register: Callable[..., Registration]
 ) -> None:
@@ -520,7 +635,7 @@ def test_a_rollback_restores_the_previous_champion_for_good(
     with pytest.raises(RegistryError, match=r"version 2, of run .*, was rolled back"):
         register("best")
     assert register("poor").champion == "1"
-    assert aliases() == {CHAMPION: "1"}
+    assert aliases() == {CHAMPION: "1", CHALLENGER: "3"}
     # It does not keep the next best run from being registered.
     result = run_register("--experiment", "good,best", "--dry-run")
     assert "version 1 already registered" in result.stdout
@@ -543,8 +658,9 @@ def test_there_is_nothing_to_roll_back_to(register: Callable[..., Registration])
     assert registered() == before
 
 
-def test_a_rollback_and_a_dry_run_exclude_each_other() -> None:
-    result = run_register("--rollback", "--dry-run")
+@pytest.mark.parametrize("option", ["--dry-run", "--force"])
+def test_a_rollback_can_be_neither_tried_nor_forced(option: str) -> None:
+    result = run_register("--rollback", option)
     assert isinstance(result.exception, SystemExit)
     assert result.exit_code == 2
 
@@ -618,7 +734,7 @@ def make_version(runs: dict[str, str]) -> Callable[..., str]:
 
 
 def promote() -> str:
-    number, _ = registry.promote(MlflowClient(), MODEL_NAME, "val_accuracy")
+    number, _ = registry.promote(MlflowClient(), MODEL_NAME, "val_accuracy", UNTESTED)
     assert aliases()[CHAMPION] == number
     return number
 
@@ -769,7 +885,8 @@ def _join(barrier: Barrier, uri: str, dataset: bytes) -> None:
 
 def _register_at_once(name: str, experiment: str) -> Registration:
     _barrier.wait(timeout=HANG_SECONDS)
-    return registry.register(name, Query(experiments=[experiment], models=["cnn"]), _small)
+    query = Query(experiments=[experiment], models=["cnn"])
+    return registry.register(name, query, _small, gate=UNTESTED)
 
 
 def test_two_registrations_at_once_lose_no_version_and_leave_the_better_champion(
