@@ -1,5 +1,6 @@
 """Whether a version is better than the champion, and whether that can be noise."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,8 +11,9 @@ from fashion.tracking.versions import Version
 # A list of images in a tag names so many of them; MLflow allows 100,000 characters.
 LISTED = 1000
 
-# Tag with the result in one line; the others are p and the rows of the images.
+# Tag with the result in one line, and one with p and the rows of the images.
 CONTEST = "contest"
+CONTEST_IMAGES = "contest_images"
 # Differences of fractions of images are exact within this.
 _EXACT = 1e-12
 
@@ -55,11 +57,13 @@ class Contest:
         """Return the evidence as tags for the version."""
         tags = {CONTEST: f"{self}: {outcome}"}
         if self.paired is not None:
-            tags |= {
-                f"{CONTEST}_p": f"{self.paired.p_value('greater'):.4g}",
-                f"{CONTEST}_gained_images": _listed(self.paired.only_second),
-                f"{CONTEST}_lost_images": _listed(self.paired.only_first),
-            }
+            tags[CONTEST_IMAGES] = json.dumps(
+                {
+                    "p": self.paired.p_value("greater"),
+                    "gained": _listed(self.paired.only_second),
+                    "lost": _listed(self.paired.only_first),
+                }
+            )
         return tags
 
     @property
@@ -97,6 +101,6 @@ def between(champion: Version | None, version: Version, metric: str) -> Contest 
     )
 
 
-def _listed(rows: Sequence[int]) -> str:
+def _listed(rows: Sequence[int]) -> list[int | str]:
     more = len(rows) - LISTED
-    return ",".join(map(str, rows[:LISTED])) + (f" and {more} more" if more > 0 else "")
+    return [*map(int, rows[:LISTED]), *([f"and {more} more"] if more > 0 else [])]

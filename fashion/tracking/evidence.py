@@ -43,6 +43,12 @@ VALIDATION_RIGHT = "validation_right"
 TEST_RIGHT = "test_right"
 
 
+# Measured tags that a person reads. The others become one tag, as MLflow's table of versions shows
+# all tags.
+SHOWN = ("val_accuracy", "test_accuracy")
+EVIDENCE = "evidence"
+
+
 @dataclass(frozen=True)
 class Measurement:
     """What a stored model gives on the images of its run.
@@ -118,6 +124,30 @@ def _checksum(tags: Mapping[str, str], source: str) -> str:
     measured = [source, *(tags.get(name) for name in MEASURED)]
     measured += [tags[name] for name in (VALIDATION_RIGHT, TEST_RIGHT) if name in tags]
     return hashlib.sha256(json.dumps(measured).encode()).hexdigest()
+
+
+def to_registry(tags: Mapping[str, str]) -> dict[str, str]:
+    """Return the tags of a measurement as a version stores them; `from_registry` reads them.
+
+    The checksum is in the last one: until that is set, the version counts as unverified.
+    """
+    shown = {name: tags[name] for name in SHOWN if name in tags}
+    return shown | {EVIDENCE: json.dumps({k: v for k, v in tags.items() if k not in SHOWN})}
+
+
+def from_registry(tags: Mapping[str, str]) -> dict[str, str]:
+    """Return all tags of a version, those of its measurement one by one.
+
+    Earlier versions of this project stored them so.
+    """
+    others = {name: value for name, value in tags.items() if name != EVIDENCE}
+    try:
+        measured = json.loads(tags.get(EVIDENCE, "{}"))
+    except ValueError:  # changed by hand
+        return others
+    if not isinstance(measured, dict):
+        return others
+    return others | {k: v for k, v in measured.items() if isinstance(v, str) and k not in SHOWN}
 
 
 def packed(right: Tensor) -> str:

@@ -18,7 +18,7 @@ from fashion.settings.task import CHAMPION
 from fashion.tracking import selection, versions
 from fashion.tracking.card import model_card, registered_model
 from fashion.tracking.contest import CONTEST, between
-from fashion.tracking.evidence import TEST_RIGHT, Measurement, measure
+from fashion.tracking.evidence import TEST_RIGHT, Measurement, measure, to_registry
 from fashion.tracking.models import model_uri
 from fashion.tracking.store import START_IT, reason
 from fashion.tracking.versions import CHALLENGER, PREVIOUS, ROLLED_BACK, Version
@@ -104,7 +104,7 @@ def register(
                 found.remarks,
             )
         if champion is not None and champion_tags:
-            _set_tags(client, name, champion.number, champion_tags)
+            _set_tags(client, name, champion.number, to_registry(champion_tags))
         created = None if existing else _create(client, name, run, uri, tags)
         # Another process may have registered the same run meanwhile: the first version stays.
         registered = versions.of_run(client, name, run, uri)
@@ -113,7 +113,7 @@ def register(
             client.delete_model_version(name, created)
             created = None
         if not _is_complete(registered):
-            _set_tags(client, name, registered.number, tags)
+            _set_tags(client, name, registered.number, to_registry(tags))
             registered = registered.with_tags(tags)
         if not registered.description:
             client.update_model_version(name, registered.number, description=found.card)
@@ -242,7 +242,7 @@ def _foresee(
 def _create(client: MlflowClient, name: str, run: Run, uri: str, tags: Mapping[str, str]) -> str:
     """Create a version and return its number."""
     try:
-        return str(mlflow.register_model(uri, name, tags=dict(tags)).version)
+        return str(mlflow.register_model(uri, name, tags=to_registry(tags)).version)
     except MlflowException:
         # After creating the version, MLflow marks the logged model. This may not be allowed.
         version = versions.of_run(client, name, run, uri)
@@ -252,7 +252,6 @@ def _create(client: MlflowClient, name: str, run: Run, uri: str, tags: Mapping[s
 
 
 def _set_tags(client: MlflowClient, name: str, number: str, tags: Mapping[str, str]) -> None:
-    # The checksum comes last: until then the version counts as unverified.
     for key, value in tags.items():
         client.set_model_version_tag(name, number, key, value)
 

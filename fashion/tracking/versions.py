@@ -10,7 +10,13 @@ from mlflow.exceptions import MlflowException
 from torch import Tensor
 
 from fashion.settings.metrics import METRICS
-from fashion.tracking.evidence import TEST_RIGHT, VALIDATION_RIGHT, is_measured, unpacked
+from fashion.tracking.evidence import (
+    TEST_RIGHT,
+    VALIDATION_RIGHT,
+    from_registry,
+    is_measured,
+    unpacked,
+)
 
 PREVIOUS = "previous-champion"
 # The version that was registered last, unless it is the champion.
@@ -28,7 +34,7 @@ class Version:
         number: its number; empty for the one that a dry run would create.
         run_id: the run that logged the model; empty if none did.
         source: URI of the logged model.
-        tags: its tags.
+        tags: its tags, those of its measurement one by one.
         description: the model card; empty if there is none.
     """
 
@@ -80,7 +86,7 @@ def _from_mlflow(version: ModelVersion) -> Version:
         str(version.version),
         version.run_id or "",
         version.source or "",
-        version.tags,
+        from_registry(version.tags),
         version.description or "",
     )
 

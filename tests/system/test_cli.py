@@ -239,7 +239,7 @@ def test_main_trains_compares_and_registers(invoke) -> None:
     (cnn,) = (run.info.run_id for run in children if run.data.tags["model"] == "cnn")
     assert f"fashion-mnist-cnn version 1 registered, from run {cnn}" in result.stdout
     champion = mlflow.MlflowClient().get_model_version_by_alias("fashion-mnist-cnn", "champion")
-    assert champion.tags["run_id"] == cnn
+    assert champion.run_id == cnn
 
     again = invoke(main, ["--epochs", "1", "--val-size", "200"])
     assert again.exit_code == 0, again.output

@@ -81,8 +81,8 @@ def test_nothing_is_lost_between_processes_at_one_store(
             file.path for file in client.list_artifacts(run.info.run_id)
         }
     versions = client.search_model_versions(f"name = '{name}'")
-    registered = [version.tags["run_id"] for version in versions]
+    registered = [version.run_id for version in versions]
     assert len(registered) == len(set(registered))
     best = max(runs, key=lambda run: run.data.metrics["val_accuracy"])
     champion = client.get_model_version_by_alias(name, "champion")
-    assert champion.tags["run_id"] == best.info.run_id
+    assert champion.run_id == best.info.run_id

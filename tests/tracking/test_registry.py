@@ -1,6 +1,7 @@
 """What is registered, and which version is champion: tiny models, really trained and stored."""
 
 import hashlib
+import json
 import logging
 import multiprocessing
 import pickle
@@ -29,7 +30,7 @@ from fashion.settings.gate import Gate
 from fashion.settings.metrics import SELECTING_METRICS
 from fashion.settings.task import MODEL_NAME
 from fashion.tracking import evidence, models, registry, selection, training
-from fashion.tracking.contest import CONTEST
+from fashion.tracking.contest import CONTEST, CONTEST_IMAGES
 from fashion.tracking.evidence import CHECKSUM, TEST_RIGHT, VALIDATION_RIGHT
 from fashion.tracking.query import Query
 from fashion.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS, Registration
@@ -384,21 +385,24 @@ def test_a_version_tells_where_it_comes_from_and_what_it_is(
     assert len(set(digests.values())) == 3
     digests["model_digest"] = hashlib.sha256(_archive(run).read_bytes()).hexdigest()
     logged = {name: run.data.metrics[name] for name in SELECTING_METRICS}
-    measured = {name: float(version.tags[name]) for name in SELECTING_METRICS}
+    assert version.tags.keys() == {"val_accuracy", "test_accuracy", evidence.EVIDENCE}
+    tags = evidence.from_registry(version.tags)
+    measured = {name: float(tags[name]) for name in SELECTING_METRICS}
     assert measured == pytest.approx(logged, abs=1e-4)
     expected = {"run_id": run.info.run_id, "git_commit": "0123abc", **digests}
-    expected |= {"validation_images": "200", CHECKSUM: version.tags[CHECKSUM]}
-    right = {name: version.tags[name] for name in (VALIDATION_RIGHT, TEST_RIGHT)}
-    others = {k: v for k, v in version.tags.items() if k not in SELECTING_METRICS}
+    expected |= {"validation_images": "200", CHECKSUM: tags[CHECKSUM]}
+    right = {name: tags[name] for name in (VALIDATION_RIGHT, TEST_RIGHT)}
+    others = {k: v for k, v in tags.items() if k not in SELECTING_METRICS}
     assert others == expected | right
     for metric, tag in (("val_accuracy", VALIDATION_RIGHT), ("test_accuracy", TEST_RIGHT)):
         assert evidence.unpacked(right[tag]).double().mean().item() == measured[metric]
     assert version.run_id == run.info.run_id
 
-    assert version.description.startswith("### cnn for Fashion-MNIST\n")
+    accuracy = f"{logged['test_accuracy']:.2%}"
+    assert version.description.startswith(f"cnn for Fashion-MNIST: {accuracy} test accuracy.\n")
     assert "**Metrics.** Selected by val_accuracy, on validation data." in version.description
-    assert f"| test_accuracy | {logged['test_accuracy']:.4f} |" in version.description
-    assert "| --- | --- |" in version.description
+    assert f"| test_accuracy&emsp; | {logged['test_accuracy']:.4f}&emsp; |" in version.description
+    assert "| --- | ---: |" in version.description
     assert "59,800 training images, 200 held out" in version.description
     assert "mistaken as" in version.description
 
@@ -410,7 +414,7 @@ def test_a_run_from_outside_a_repository_has_no_commit_to_tell(
         MlflowClient().delete_tag(runs["good"], MLFLOW_GIT_COMMIT)
     register("good")
     (version,) = MlflowClient().search_model_versions(f"name = '{MODEL_NAME}'")
-    assert "git_commit" not in version.tags
+    assert "git_commit" not in evidence.from_registry(version.tags)
 
 
 def test_registering_twice_registers_nothing_new(register: Callable[..., Registration]) -> None:
@@ -442,7 +446,7 @@ def test_the_alias_moves_only_to_a_better_version_and_the_previous_one_is_kept(
 
 
 def tags(number: str) -> dict[str, str]:
-    return MlflowClient().get_model_version(MODEL_NAME, number).tags
+    return evidence.from_registry(MlflowClient().get_model_version(MODEL_NAME, number).tags)
 
 
 def test_a_gain_that_may_be_noise_makes_a_challenger_with_the_evidence(
@@ -464,7 +468,8 @@ def test_a_gain_that_may_be_noise_makes_a_challenger_with_the_evidence(
         assert line.endswith("p is above min_p 0")
     assert aliases() == {CHAMPION: "1", CHALLENGER: "2"}
     assert tags("2")[CONTEST].endswith("not champion, p is above min_p 0")
-    gained, lost = (tags("2")[f"{CONTEST}_{kind}_images"].split(",") for kind in ("gained", "lost"))
+    images = json.loads(tags("2")[CONTEST_IMAGES])
+    gained, lost = images["gained"], images["lost"]
     assert f"{len(gained) + len(lost)} images differ ({len(gained)} gained" in line
     better = (len(gained) - len(lost)) / 200
     difference = float(tags("2")["val_accuracy"]) - float(tags("1")["val_accuracy"])
@@ -520,16 +525,15 @@ def test_a_champion_without_recorded_predictions_is_measured_once_more(
     before = registered()
     # As an earlier version of this project left it.
     source = client.get_model_version(MODEL_NAME, "1").source
-    older = {k: v for k, v in tags("1").items() if k not in (VALIDATION_RIGHT, TEST_RIGHT)}
-    for name in (VALIDATION_RIGHT, TEST_RIGHT):
-        client.delete_model_version_tag(MODEL_NAME, "1", name)
-    client.set_model_version_tag(
-        MODEL_NAME, "1", CHECKSUM, evidence.signed(older, source)[CHECKSUM]
-    )
+    without = (VALIDATION_RIGHT, TEST_RIGHT, CHECKSUM)
+    older = {k: v for k, v in tags("1").items() if k not in without}
+    client.delete_model_version_tag(MODEL_NAME, "1", evidence.EVIDENCE)
+    for name, value in evidence.signed(older, source).items():
+        client.set_model_version_tag(MODEL_NAME, "1", name, value)
     assert evidence.is_measured(tags("1"), source)
     challenge = register("best", gate=Gate(min_p=0)).challenge
     assert "images differ" in challenge
-    assert tags("1") == before[MODEL_NAME][1][0][1]
+    assert tags("1") == evidence.from_registry(before[MODEL_NAME][1][0][1])
 
 
 def val_accuracies(runs: dict[str, str]) -> dict[str, float]:
@@ -760,7 +764,7 @@ def test_a_champion_with_tags_that_do_not_count_is_measured_again(
     register("poor")
     before = registered()
     # As an earlier version of this project left it, and then changed by hand.
-    client.delete_model_version_tag(MODEL_NAME, "1", CHECKSUM)
+    client.delete_model_version_tag(MODEL_NAME, "1", evidence.EVIDENCE)
     client.set_model_version_tag(MODEL_NAME, "1", "val_accuracy", "0.9999")
     assert register("good", dry_run=True).champion is None
     assert registered() != before
