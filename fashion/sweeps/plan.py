@@ -73,6 +73,10 @@ class Range:
     log: bool
 
 
+# What is searched of an option: one of the choices, or a number of the range.
+Searched = list[Value] | Range
+
+
 @dataclass(frozen=True)
 class Space:
     """A search space.
@@ -82,13 +86,17 @@ class Space:
         text: content of the file it was read from.
     """
 
-    dimensions: dict[str, Value | list[Value] | Range]
+    dimensions: dict[str, Value | Searched]
     text: str
 
     @property
-    def searched(self) -> list[str]:
-        """Names of the options that are not fixed."""
-        return [name for name, value in self.dimensions.items() if isinstance(value, list | Range)]
+    def searched(self) -> dict[str, Searched]:
+        """The options that are not fixed."""
+        return {
+            name: value
+            for name, value in self.dimensions.items()
+            if isinstance(value, list | Range)
+        }
 
     def corners(self) -> Iterator[dict[str, Value]]:
         """Yield each combination of choices and ends of ranges."""
@@ -126,7 +134,7 @@ def parse(text: str, source: str) -> Space:
     return space
 
 
-def _dimension(source: str, name: str, value: Any) -> Value | list[Value] | Range:
+def _dimension(source: str, name: str, value: Any) -> Value | Searched:
     if isinstance(value, Value):
         return _typed(name, value)
     if isinstance(value, list) and value and all(isinstance(item, Value) for item in value):

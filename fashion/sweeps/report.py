@@ -1,19 +1,17 @@
-"""Report the results of a sweep: a table, the best configuration, and Optuna's figures."""
+"""Report the results of a sweep: a table, the best configuration, and figures."""
 
 import shlex
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import optuna
 import pandas as pd
 from matplotlib.figure import Figure
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.importance import FanovaImportanceEvaluator
-from optuna.visualization import matplotlib as drawn
+from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
-from fashion.sweeps.plan import METRIC, Range, Space
+from fashion.sweeps import figures as draw
+from fashion.sweeps.plan import METRIC, Range, Searched, Space
 from fashion.sweeps.trials import SweepError, TrialResult
 
 
@@ -68,17 +66,27 @@ def _text(value: Any) -> str:
 def figures(results: Sequence[TrialResult], space: Space) -> dict[str, Figure]:
     """Draw parallel coordinates and, if trials differ in accuracy, the importance of each option.
 
-    Both use the validation accuracy after each trial's last epoch, including stopped trials. The
-    importance is the share of its variance that an option explains (fANOVA: Hutter, Hoos and
-    Leyton-Brown, ICML 2014).
+    The importance is the share of the variance of the validation accuracy after each trial's last
+    epoch, including stopped trials, that an option explains (fANOVA: Hutter, Hoos and Leyton-Brown,
+    ICML 2014).
 
     Returns:
         Figures by file name.
     """
-    distributions = {name: _distribution(space.dimensions[name]) for name in space.searched}
+    drawn = {"parallel_coordinates.png": draw.parallel_coordinates(results, space.searched)}
+    study = _study(results, space)
+    if len({trial.value for trial in study.trials}) > 1:
+        shares = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
+        drawn["importances.png"] = draw.importances(shares)
+    return drawn
+
+
+def _study(results: Sequence[TrialResult], space: Space) -> optuna.Study:
+    """Return the trials that did not fail as Optuna's."""
+    distributions = {name: _distribution(value) for name, value in space.searched.items()}
     study = optuna.create_study(direction="maximize")
     for result in results:
-        if result.metrics:
+        if result.metrics and result.failure is None:
             study.add_trial(
                 optuna.trial.create_trial(
                     params={name: result.config[name] for name in distributions},
@@ -86,27 +94,10 @@ def figures(results: Sequence[TrialResult], space: Space) -> dict[str, Figure]:
                     value=result.metrics[METRIC],
                 )
             )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        # Raised if all trials chose the same value of an option.
-        warnings.filterwarnings("ignore", "Attempting to set identical", UserWarning)
-        axes = {
-            "parallel_coordinates.png": drawn.plot_parallel_coordinate(study, target_name=METRIC)
-        }
-        if len({trial.value for trial in study.trials}) > 1:
-            evaluator = FanovaImportanceEvaluator(seed=0)
-            axes["importances.png"] = drawn.plot_param_importances(
-                study, evaluator, target_name=METRIC
-            )
-    found = {name: plot.figure for name, plot in axes.items() if isinstance(plot.figure, Figure)}
-    for figure in found.values():
-        figure.set_size_inches(9, 4.5)
-        figure.set_layout_engine("tight")
-        plt.close(figure)  # optuna uses pyplot, which keeps figures open
-    return found
+    return study
 
 
-def _distribution(value: Any) -> BaseDistribution:
+def _distribution(value: Searched) -> BaseDistribution:
     if isinstance(value, Range):
         return FloatDistribution(value.low, value.high, log=value.log)
     return CategoricalDistribution(value)

@@ -309,6 +309,27 @@ def test_a_choice_of_which_one_value_was_tried_is_drawn_without_a_warning(
     assert shown == []
 
 
+def test_a_figure_says_which_trials_do_not_count() -> None:
+    searched = plan.parse("{lr: {loguniform: [0.01, 1]}, batch_size: [32, 64]}", "here")
+    results = [
+        TrialResult(str(lr), "run", {"lr": lr, "batch_size": 64}, 1, metrics, failure, stopped)
+        for lr, metrics, failure, stopped in [
+            (0.1, {"val_accuracy": 0.8}, None, False),
+            (0.2, {"val_accuracy": 0.7}, None, True),
+            (0.3, {"val_accuracy": 0.9}, "out of memory", False),
+        ]
+    ]
+    (axes, _) = report.figures(results, searched)["parallel_coordinates.png"].axes
+    assert axes.get_title(loc="left").split("\n")[0] == (
+        "3 trials, 1 stopped early (thin), 1 failed (dotted)"
+    )
+    trials = [
+        line for line in axes.lines if len(line.get_xdata()) > 2 or line.get_linestyle() == ":"
+    ]
+    lengths = sorted(len(line.get_xdata()) for line in trials)
+    assert lengths == [2, 3, 3]  # the failed one does not reach the accuracy
+
+
 def test_the_table_fits_a_terminal_and_shows_the_best_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
