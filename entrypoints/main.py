@@ -73,7 +73,8 @@ def main(
     from fashion.training import build, distributed
 
     if nproc > 1 and not distributed.is_launched():
-        build.check_processes(nproc, asked)
+        if not resume:  # what is resumed has been checked, and was not asked for here
+            build.check_processes(nproc, asked)
         locate(data_dir)
         store.connect()
         context.exit(distributed.launch(nproc, "entrypoints.main", sys.argv[1:]))
@@ -82,7 +83,7 @@ def main(
         *(replace(linear, model=name) for name in LINEAR_MODELS if name != asked.model),
         asked,
     ]
-    with distributed.joined(build.resolve_device(asked.device)):
+    with distributed.joined():
         dataset = load_dataset(data_dir)
         if distributed.rank():
             training.train_as_worker(dataset)

@@ -44,11 +44,12 @@ def train(
     from fashion.training import build, distributed
 
     if nproc > 1 and not distributed.is_launched():
-        build.check_processes(nproc, asked)
+        if not resume:  # what is resumed has been checked, and was not asked for here
+            build.check_processes(nproc, asked)
         locate(data_dir)
         store.connect()
         context.exit(distributed.launch(nproc, "entrypoints.train", sys.argv[1:]))
-    with distributed.joined(build.resolve_device(asked.device)):
+    with distributed.joined():
         dataset = load_dataset(data_dir)
         if distributed.rank():
             training.train_as_worker(dataset)

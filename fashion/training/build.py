@@ -47,10 +47,12 @@ def build(experiment: Experiment, train_digest: str) -> tuple[nn.Module, dict[st
         train_digest: digest of the training images.
 
     Raises:
-        DeviceError: this machine does not have the device.
+        DeviceError, DistributedError: this machine does not have the device, or one a process.
         KernelError, ModelError: as for `kernels.choose` and `catalogue.build`.
     """
     device = resolve_device(experiment.device)
+    if device.type == "cuda":
+        distributed.use_own_gpu()
     model = catalogue.build(experiment.model, experiment.recipe.seed, experiment.architecture)
     model.to(device)
     conditions = Conditions(

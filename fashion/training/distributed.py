@@ -84,26 +84,39 @@ def launch(nproc: int, module: str, arguments: Sequence[str]) -> int:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[None]:
-    """Join the process group: with NCCL and one GPU per process on CUDA, else with gloo."""
+def joined() -> Iterator[None]:
+    """Join the process group: NCCL for what is on GPUs, gloo for the rest.
+
+    Both, where there are GPUs, as a resumed run decides on its device later.
+    """
     if not is_launched():
         yield
         return
     import torch.distributed as dist
 
-    if device.type == "cuda":
-        local_rank = int(os.environ["LOCAL_RANK"])
-        if local_rank >= torch.cuda.device_count():
-            raise DistributedError(
-                f"there is no GPU for process {local_rank}: this machine has only"
-                f" {torch.cuda.device_count()}"
-            )
-        torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    both = torch.cuda.is_available() and dist.is_nccl_available()
+    dist.init_process_group("cpu:gloo,cuda:nccl" if both else "gloo")
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def use_own_gpu() -> None:
+    """Make the GPU of this process's rank on this machine the one that "cuda" means.
+
+    Raises:
+        DistributedError: there are more processes than GPUs.
+    """
+    if not is_launched():
+        return
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if local_rank >= torch.cuda.device_count():
+        raise DistributedError(
+            f"there is no GPU for process {local_rank}: this machine has only"
+            f" {torch.cuda.device_count()}"
+        )
+    torch.cuda.set_device(local_rank)
 
 
 def data_parallel(model: nn.Module) -> nn.Module:

@@ -22,11 +22,14 @@ from fashion.data.dataset import FashionMNIST
 from fashion.models import catalogue
 from fashion.settings.experiment import Architecture
 from fashion.tracking import checkpoint
+from fashion.training import distributed
+from fashion.training.distributed import DistributedError
 from tests.conftest import HANG_SECONDS
 from tests.processes import Process
 
 # What both ways of training run: 332 images in batches of 33 and a last one of 2, of which the last
 # of three processes has none. A second epoch shows what the last batch of the first has done.
+
 TRAIN = """
 import sys
 import torch
@@ -56,7 +59,7 @@ def first_mask(dataset):
     list(loop.train(model, head(dataset.train, 63), Recipe(epochs=1, batch_size=63)))
     return masks[0]
 
-with distributed.joined(torch.device("cpu")):
+with distributed.joined():
     dataset = load_dataset()
     found = [train(dataset, *case) for case in eval(sys.argv[1])]
     flip = Augmentation(["flip"], distributed.rank_seed(42))
@@ -214,3 +217,20 @@ def test_what_cannot_be_shared_is_refused_before_there_are_processes(
     assert result.exit_code == 2
     assert message in result.stderr
     assert mlflow.search_runs(output_format="list") == []
+
+
+def test_each_process_has_its_gpu_and_one_without_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    distributed.use_own_gpu()  # a process by itself uses the first
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "3", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    distributed.use_own_gpu()
+    assert chosen == [1]
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(DistributedError, match="no GPU for process 2: this machine has only 2"):
+        distributed.use_own_gpu()
