@@ -52,3 +52,8 @@ def code() -> dict[str, str]:
         for path in sorted((root / package).rglob("*"))
         if path.suffix in (".py", ".c")
     }
+
+
+def code_digest() -> str:
+    """Return the SHA-256, in hexadecimal, of all files of `code`."""
+    return hashlib.sha256(str(sorted(code().items())).encode()).hexdigest()
