@@ -208,4 +208,4 @@ def _compare(name: str, then: Tensor | None, now: Tensor | None) -> Change:
 def _bytes(tensor: Tensor) -> Tensor:
     """Return the bytes of each value: uint8, shape (number of values, bytes per value)."""
     flat = tensor.detach().cpu().contiguous().flatten()
-    return flat.view(torch.uint8).reshape(tensor.numel(), -1)
+    return flat.view(torch.uint8).reshape(tensor.numel(), tensor.element_size())

@@ -7,13 +7,14 @@ import sys
 import tarfile
 import tempfile
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
 from fashion.errors import FashionError, printable
+from fashion.tracking.store import reason
 
 ROOT = Path(__file__).parents[2]
 # What a commit needs, so that it can be installed and trained.
@@ -72,13 +73,18 @@ def checked_out(commit: str) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     try:
         archive = folder / "commit.tar"
-        _must("check out", ["git", "archive", f"--output={archive}", commit], ROOT, os.environ)
+        run(
+            "check the commit out",
+            ["git", "archive", f"--output={archive}", commit],
+            ROOT,
+            os.environ,
+        )
         with tarfile.open(archive) as files:
             files.extractall(folder, filter="data")
         archive.unlink()
         yield folder
-    except OSError as error:
-        raise CheckoutError(f"cannot use {folder}: {error.strerror or error}") from error
+    except (OSError, tarfile.TarError) as error:
+        raise CheckoutError(f"cannot use {folder}: {reason(error)}") from error
     finally:
         try:
             shutil.rmtree(folder, ignore_errors=True)
@@ -105,7 +111,7 @@ def install(folder: Path, python: str) -> Path:
     elif python:
         command += ["--python", python]
     variables = clean(os.environ) | {"UV_PROJECT_ENVIRONMENT": str(environment)}
-    _must("install the lock", command, folder, variables)
+    run("install the lock of the commit", command, folder, variables)
     return environment / "bin" / "python"
 
 
@@ -114,13 +120,26 @@ def clean(variables: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in variables.items() if not name.startswith(OURS)}
 
 
-def lines(command: Sequence[str], folder: Path, variables: Mapping[str, str]) -> Iterator[str]:
-    """Run a command in a folder; yield the lines that it prints, errors among them.
+def run(
+    task: str,
+    command: Sequence[str],
+    folder: Path,
+    variables: Mapping[str, str],
+    show: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Run a command in a folder, to its end.
 
-    If the caller is interrupted, the command and its own processes are ended first.
+    If this is interrupted, the command and its own processes are ended first.
+
+    Args:
+        task: what it is to do, for the error message.
+        command: the command.
+        folder: the working directory.
+        variables: its environment.
+        show: called with each line that it prints, errors among them.
 
     Raises:
-        CheckoutError: it failed; the message ends with the last line that it printed.
+        CheckoutError: it failed; the message has the last line that it printed.
     """
     last = ""
     with subprocess.Popen(
@@ -139,15 +158,15 @@ def lines(command: Sequence[str], folder: Path, variables: Mapping[str, str]) ->
         try:
             for line in process.stdout:
                 last = line.strip() or last
-                yield line.rstrip()
+                show(line.rstrip())
             process.wait()
-        finally:
-            if process.poll() is None:
-                process.stdout.close()
-                _end(process)
+        except BaseException:
+            process.stdout.close()
+            _end(process)
+            raise
     if process.returncode:
-        said = textwrap.shorten(printable(last), 300) or f"exit code {process.returncode}"
-        raise CheckoutError(said)
+        said = textwrap.shorten(printable(last.removeprefix("Error: ")), 300)
+        raise CheckoutError(f"cannot {task}: {said or f'exit code {process.returncode}'}")
 
 
 def _end(process: subprocess.Popen) -> None:
@@ -173,11 +192,3 @@ def _uv() -> str:
 def _git(*arguments: str) -> bool:
     """Return whether a git command succeeds in this project's folder."""
     return not subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True).returncode
-
-
-def _must(task: str, command: Sequence[str], folder: Path, variables: Mapping[str, str]) -> None:
-    try:
-        for _ in lines(command, folder, variables):
-            pass
-    except CheckoutError as error:
-        raise CheckoutError(f"cannot {task}: {error}") from error

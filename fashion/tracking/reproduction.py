@@ -19,7 +19,7 @@ from fashion.tracking.answers import Source
 from fashion.training.build import resolve_device
 
 CONDITIONS = (*options_of(Conditions), CODE_TAG)
-# The last lines of a training are about a tracking store that is deleted.
+# From this line on, a training prints where to see its run.
 END_OF_TRAINING = "Logged as run"
 # Run by the commit's own MLflow, as another version may not read its store.
 READ_STORE = """
@@ -123,9 +123,12 @@ def train(plan: Plan, data_dir: Path, show: Callable[[str], None]) -> Result:
     """
     with checkout.checked_out(plan.commit) as folder:
         python = str(checkout.install(folder, plan.python))
+        (folder / "tmp").mkdir()
         variables = checkout.clean(os.environ) | {
+            "TMPDIR": str(folder / "tmp"),
             "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/reproduced.db",
             "FASHION_STATE_DIR": str(folder / "state"),
+            "MLFLOW_LOGGING_LEVEL": "WARNING",
         }
         if threads := plan.then.conditions.get("threads"):
             variables["OMP_NUM_THREADS"] = threads
@@ -134,18 +137,26 @@ def train(plan: Plan, data_dir: Path, show: Callable[[str], None]) -> Result:
             for name, value in {**plan.settings, "data_dir": str(data_dir)}.items()
             for word in (f"--{name.replace('_', '-')}", value)
         ]
-        shown = True
         command = [python, "-m", "entrypoints.train", *options]
-        for line in checkout.lines(command, folder, variables):
-            shown = shown and not line.startswith(END_OF_TRAINING)
-            if shown:
-                show(line)
-        for _ in checkout.lines([python, "-c", READ_STORE], folder, variables):
-            pass
+        checkout.run("train again", command, folder, variables, _training_lines(show))
+        checkout.run("read the result", [python, "-c", READ_STORE], folder, variables)
         result = json.loads((folder / "result.json").read_text())
         with archive.fetched(result["model"]) as stored:
             weights = stored.load().state_dict()
     return Result(weights, result["metrics"], _conditions(result["params"], result["tags"]))
+
+
+def _training_lines(show: Callable[[str], None]) -> Callable[[str], None]:
+    """Show the lines of a training, without those about its tracking store, which is deleted."""
+    ended = False
+
+    def show_unless_ended(line: str) -> None:
+        nonlocal ended
+        ended = ended or line.startswith(END_OF_TRAINING)
+        if not ended:
+            show(line)
+
+    return show_unless_ended
 
 
 def _conditions(params: Mapping[str, str], tags: Mapping[str, str]) -> dict[str, str]:
