@@ -14,6 +14,7 @@ from torch import Tensor
 from fashion import terminal
 from fashion.analysis import markdown
 from fashion.errors import printable
+from fashion.settings.tags import CODE_TAG
 
 ACCURACIES = {"val_accuracy": "validation", "test_accuracy": "test"}
 # Of the weights' digest and of the commit, as shown.
@@ -130,6 +131,8 @@ class Reproduction:
         known = [name for name in then if name in now]
         unknown = [name for name in {**now, **then} if name not in known]
         said = [] if self.conditions else [f"Nothing recorded differs: {', '.join(known)}."]
+        if any(name == CODE_TAG for name, _, _ in self.conditions):
+            said.append("The run was not of this commit alone: files had been changed.")
         if unknown:
             said.append(f"Not recorded with one of them: {', '.join(unknown)}.")
         said.append("Never recorded: the processor's model and the operating system.")

@@ -55,5 +55,5 @@ def code() -> dict[str, str]:
 
 
 def code_digest() -> str:
-    """Return the SHA-256, in hexadecimal, of all files of `code`."""
-    return hashlib.sha256(str(sorted(code().items())).encode()).hexdigest()
+    """Return the first 32 hexadecimal digits of the SHA-256 of all files of `code`."""
+    return hashlib.sha256(str(sorted(code().items())).encode()).hexdigest()[:32]

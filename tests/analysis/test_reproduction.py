@@ -1,12 +1,14 @@
 """Two trainings are compared bit for bit, and by the conditions that decide the bits."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from fashion.analysis.reproduction import Change, Reproduction, Result, note, render
+from fashion.settings.tags import CODE_TAG
 
 ONE = torch.tensor([1.0, 2.0])
 CONDITIONS = {"cpu_capability": "AVX2", "threads": "2"}
@@ -83,6 +85,15 @@ def test_conditions_that_differ_are_shown_with_both_values() -> None:
         assert "AVX512" in text
         assert "Nothing recorded differs" not in text
         assert " ".join(text.split()).count("Not recorded with one of them: code_digest.") == 1
+
+
+def test_a_run_of_changed_files_is_told_from_its_commit() -> None:
+    code = {CODE_TAG: "1f"}
+    then, now = Result({"a": ONE}, {}, code), Result({"a": -ONE}, {}, code)
+    changed = replace(now, conditions={CODE_TAG: "2e"})
+    said = "files had been changed"
+    assert said in render(Reproduction("cnn", "0" * 40, then, changed))
+    assert said not in render(Reproduction("cnn", "0" * 40, then, now))
 
 
 def test_if_no_condition_differs_it_is_said_which_are_equal() -> None:

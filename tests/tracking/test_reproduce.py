@@ -1,5 +1,6 @@
 """`reproduce` trains a model again, at the commit of its run, and compares the weights."""
 
+import json
 import os
 import shutil
 import signal
@@ -18,28 +19,20 @@ from mlflow.entities import Run
 
 from entrypoints.reproduce import reproduce
 from fashion.data.dataset import FashionMNIST
+from fashion.settings.experiment import Experiment
 from fashion.settings.tags import CHANGES_TAG, CODE_TAG, REPRODUCED_TAG
-from fashion.tracking import answers, checkout, models, reproduction
+from fashion.tracking import answers, checkout, configuration, models, reproduction
 from tests.conftest import HANG_SECONDS, ROOT, assert_one_line
 
 COMMIT_TAG = "mlflow.source.git.commit"
-# `entrypoints.train` of the small repository: it trains on the data of `train_small`.
-TRAIN = f"""
-import sys
-sys.path.append({str(ROOT)!r})
-from fashion.analysis import summary
-from fashion.data.dataset import FashionMNIST, load_dataset
-from fashion.settings.experiment import Experiment
-from fashion.tracking import training
-from tests.blank import BlankFigures
-from tests.conftest import head
-
-options = dict(zip((name[2:].replace("-", "_") for name in sys.argv[1::2]), sys.argv[2::2]))
-whole = load_dataset(options.pop("data_dir"))
-small = FashionMNIST(head(whole.train, 2_000), head(whole.test, 500), whole.directory)
-summary.figures = BlankFigures()
-run_id = training.train(Experiment.from_options(options), small)
-print(f"Logged as run {{run_id}}\\nadvice")
+# `entrypoints.train` of the small repository: what it "trains" is a tracking store that has been
+# prepared. It notes how it was called.
+TRAIN = """
+import json, os, pathlib, shutil, sys
+pathlib.Path(os.environ["CALLED"]).write_text(json.dumps([sys.argv[1:], dict(os.environ)]))
+shutil.copy(os.environ["PREPARED"], os.environ["MLFLOW_TRACKING_URI"].removeprefix("sqlite:///"))
+print("Training")
+print("Logged as run 1\\nadvice")
 """
 
 
@@ -71,9 +64,20 @@ def run_reproduce(
 
 
 @pytest.fixture
-def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commits are trained in this environment."""
+def prepare(store: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Path]:
+    """Return a function after which `TRAIN` gives the one run that the store has now.
+
+    It returns the file in which `TRAIN` notes how it was called.
+    """
+    # Commits are trained in this environment.
     monkeypatch.setattr(checkout, "install", lambda *_: sys.executable)
+
+    def prepare() -> Path:
+        monkeypatch.setenv("PREPARED", str(shutil.copy(store / "mlflow.db", store / "prepared.db")))
+        monkeypatch.setenv("CALLED", str(store / "called.json"))
+        return store / "called.json"
+
+    return prepare
 
 
 def git(*arguments: str) -> str:
@@ -107,14 +111,15 @@ def logged() -> Run:
     return mlflow.get_run(run.info.run_id)
 
 
-@pytest.mark.usefixtures("_installed")
 def test_a_version_is_reproduced_bit_for_bit(
     train_small: Callable[..., str],
     run_reproduce: Callable[..., Result],
+    prepare: Callable[[], Path],
     repository: Path,
     temporary: Path,
 ) -> None:
-    run_id = train_small(augment=("flip", "shift"), momentum=0.9, nesterov=True)
+    run_id = train_small()
+    prepare()
     tag_commit(run_id, git("rev-parse", "HEAD"))
     mlflow.register_model(models.model_uri(mlflow.get_run(run_id)), "clothes")
     # What is not committed is not used.
@@ -123,7 +128,7 @@ def test_a_version_is_reproduced_bit_for_bit(
 
     result = run_reproduce("models:/clothes/1")
     assert result.exit_code == 0, result.output
-    assert "  Training baseline" in result.stdout
+    assert "  Training\n" in result.stdout
     assert "advice" not in result.stdout
     assert "reproduced bit for bit: 4 tensors" in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80
@@ -140,30 +145,67 @@ def test_a_version_is_reproduced_bit_for_bit(
     assert not list(temporary.glob(f"{checkout.PREFIX}*"))  # torch has a cache beside it
 
 
-@pytest.mark.usefixtures("_installed")
-def test_what_another_code_gives_is_not_reproduced(
-    train_small: Callable[..., str], run_reproduce: Callable[..., Result]
+def test_other_weights_are_not_reproduced(
+    train_small: Callable[..., str],
+    run_reproduce: Callable[..., Result],
+    prepare: Callable[[], Path],
 ) -> None:
+    train_small(seed=7)
+    prepare()
     run_id = train_small()
-    commit_training(TRAIN.replace("run_id =", 'options["seed"] = 7\nrun_id ='))
     tag_commit(run_id, git("rev-parse", "HEAD"))
-    MlflowClient().set_tag(run_id, "threads", "1")
-    MlflowClient().set_tag(run_id, "cpu_capability", "OTHER")
-    MlflowClient().set_tag(run_id, CODE_TAG, "other")
+    for name in ("cpu_capability", CODE_TAG):
+        MlflowClient().set_tag(run_id, name, "other")
 
     result = run_reproduce(run_id)
     assert result.exit_code == 1
     assert "not reproduced: 4 of 4 tensors differ, by up to" in result.stderr.splitlines()[-1]
     for name in ("cpu_capability", CODE_TAG):
         assert f"\n{name} " in result.stdout
-    assert "\nthreads " not in result.stdout  # as many as the run had
+    assert "\ntrain_digest " not in result.stdout
     run = logged()
+    assert run.info.status == "FINISHED"
     assert run.data.tags[REPRODUCED_TAG] == "false"
     assert run.data.metrics["differing_tensors"] == 4
     assert run.data.metrics["max_weight_difference"] > 0
 
 
-@pytest.mark.usefixtures("_installed")
+def test_it_is_trained_with_the_settings_and_threads_of_its_run_and_nothing_of_this_process(
+    train_small: Callable[..., str],
+    run_reproduce: Callable[..., Result],
+    prepare: Callable[[], Path],
+    dataset: FashionMNIST,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run_id = train_small(augment=("flip", "shift"), momentum=0.9, nesterov=True)
+    called = prepare()
+    tag_commit(run_id, git("rev-parse", "HEAD"))
+    MlflowClient().set_tag(run_id, "threads", "3")
+    experiment = mlflow.get_experiment_by_name("test")
+    launched = MlflowClient().create_run(experiment.experiment_id, run_name="bold-shrew-123")
+    monkeypatch.setenv("MLFLOW_RUN_ID", launched.info.run_id)  # as `mlflow run` does
+    monkeypatch.setenv("PYTHONPATH", "elsewhere")
+
+    assert run_reproduce(run_id).exit_code == 0
+    assert logged().info.run_id == launched.info.run_id
+    arguments, variables = json.loads(called.read_text())
+    options = {
+        name.removeprefix("--").replace("-", "_"): value
+        for name, value in zip(arguments[::2], arguments[1::2], strict=True)
+    }
+    assert options.pop("data_dir") == str(dataset.directory)
+    settings = Experiment.from_options(options).to_dict()
+    assert settings == Experiment.from_options(configuration.read(f"runs:/{run_id}")).to_dict()
+    assert settings["augment"] == "flip,shift"
+    assert settings["nesterov"]
+    assert variables["OMP_NUM_THREADS"] == "3"
+    assert not variables.keys() & {"MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "PYTHONPATH"}
+    for name in ("MLFLOW_TRACKING_URI", "FASHION_STATE_DIR", "TMPDIR"):
+        assert variables[name] != os.environ.get(name)
+        assert checkout.PREFIX in variables[name]
+
+
+@pytest.mark.usefixtures("prepare")
 def test_a_training_that_fails_is_one_line(
     train_small: Callable[..., str], run_reproduce: Callable[..., Result], temporary: Path
 ) -> None:
@@ -338,7 +380,7 @@ def test_a_clone_reproduces_what_it_has_trained(
         interrupted.send_signal(signal.SIGTERM)
         said, _ = interrupted.communicate(timeout=HANG_SECONDS)
     assert interrupted.returncode == 128 + signal.SIGTERM
-    assert said.splitlines()[-1] == "Stopped by SIGTERM"
+    assert "Stopped by SIGTERM" in said.splitlines()
     assert not list(temporary.glob(f"{checkout.PREFIX}*"))
     assert len(mlflow.search_runs(output_format="list")) == 1
 
