@@ -22,6 +22,7 @@ ENTRY_POINTS = (
     "compare",
     "diff",
     "evaluate",
+    "reproduce",
     "register",
     "predict",
     "explore",

@@ -15,6 +15,10 @@ CONTINUED_TAG = "continued_as"
 CONTINUES_TAG = "continues"
 # The conditions of the run that are facts about its environment.
 ENVIRONMENT_TAGS = tuple(name for name, option in LOGGED.items() if option.tag)
+# Digest of the code that decides a run's weights; its commit does not tell whether it was changed.
+CODE_TAG = "code_digest"
+# Of a run of `reproduce`: whether the weights were equal.
+REPRODUCED_TAG = "reproduced"
 
 RESERVED = (
     MODEL_TAG,
@@ -23,5 +27,7 @@ RESERVED = (
     CHANGES_TAG,
     CONTINUED_TAG,
     CONTINUES_TAG,
+    CODE_TAG,
+    REPRODUCED_TAG,
     *ENVIRONMENT_TAGS,
 )

@@ -52,3 +52,8 @@ def code() -> dict[str, str]:
         for path in sorted((root / package).rglob("*"))
         if path.suffix in (".py", ".c")
     }
+
+
+def code_digest() -> str:
+    """Return the first 32 hexadecimal digits of the SHA-256 of all files of `code`."""
+    return hashlib.sha256(str(sorted(code().items())).encode()).hexdigest()[:32]

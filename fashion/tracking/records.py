@@ -19,11 +19,13 @@ from mlflow.entities import LoggedModelInput, Run
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from PIL import Image
 
-from fashion.analysis import difference, figures, markdown, summary, tables
+from fashion.analysis import difference, figures, markdown, reproduction, summary, tables
 from fashion.analysis.difference import Difference
 from fashion.analysis.report import Report, note, write_files
+from fashion.analysis.reproduction import Reproduction
 from fashion.data.dataset import Subset
 from fashion.errors import printable
+from fashion.settings.tags import REPRODUCED_TAG
 from fashion.settings.task import CLASSES, DOWNLOADS
 from fashion.tracking import runs
 from fashion.training.evaluation import Evaluation
@@ -144,6 +146,23 @@ def log_report(report: Report, model_id: str, files: Sequence[Path], folder: str
         log_pictures(run, summary.pictures(Path(written)))
         log_per_class(run, report.subset, report.answers)
         mlflow.set_tag(MLFLOW_RUN_NOTE, note(report, run_id))
+    return run_id
+
+
+def log_reproduction(found: Reproduction, model_id: str) -> str:
+    """Log how a model compares with the one that was trained again; return the run's id.
+
+    Uses the active run, else the one that `mlflow run` created, else a new one.
+
+    Args:
+        found: the comparison.
+        model_id: id of the logged model.
+    """
+    with _active_or_new_run(f"reproduce: {printable(found.name)}") as run_id:
+        _link_models(run_id, [model_id])
+        mlflow.log_metrics(found.metrics)
+        tags = {REPRODUCED_TAG: str(found.is_reproduced).lower()}
+        mlflow.set_tags(tags | {MLFLOW_RUN_NOTE: reproduction.note(found)})
     return run_id
 
 

@@ -28,6 +28,7 @@ from fashion.settings.experiment import Experiment, Recipe
 from fashion.settings.metrics import CALIBRATED_ECE, ECE, TEMPERATURE
 from fashion.settings.tags import (
     CHANGES_TAG,
+    CODE_TAG,
     CONTINUED_TAG,
     CONTINUES_TAG,
     ENVIRONMENT_TAGS,
@@ -35,7 +36,7 @@ from fashion.settings.tags import (
 )
 from fashion.tracking import checkpoint, runs, store
 from fashion.tracking.checkpoint import CheckpointError
-from fashion.tracking.environment import MAY_CHANGE, differences, environment
+from fashion.tracking.environment import MAY_CHANGE, code_digest, differences, environment
 from fashion.tracking.models import log_model
 from fashion.tracking.records import (
     dataset_of,
@@ -372,6 +373,7 @@ def _complete(
         mlflow.set_tags(
             {MODEL_TAG: experiment.model, runs.COLOR_TAG: color_of(experiment.model)}
             | {name: str(record["params"][name]) for name in ENVIRONMENT_TAGS}
+            | {CODE_TAG: code_digest()}
         )
         if record.get("changes"):
             mlflow.set_tag(CHANGES_TAG, "; ".join(record["changes"]))

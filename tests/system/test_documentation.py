@@ -86,7 +86,8 @@ def test_a_person_who_types_them_all_sees_no_error(
             if "--resume" in passed:
                 interrupt_a_training(invoke, monkeypatch)
                 run(entry_point, passed)
-            elif entry_point == "sweep" or "--nproc" in passed:  # their tests take a minute
+            elif entry_point in ("sweep", "reproduce") or "--nproc" in passed:
+                # Their tests take a minute, and reproduce trains on the whole dataset.
                 command_of(entry_point).make_context(entry_point, passed)
             elif entry_point in ("main", "train"):
                 run(entry_point, [*passed, *SMALL])
