@@ -31,7 +31,7 @@ from sqlalchemy import Connection, MetaData, Table, create_engine, func, select,
 from benchmarks.timing import interleave, machine, medians, table
 from fashion.data.dataset import FashionMNIST, load_dataset
 from fashion.settings.experiment import Architecture, Experiment, Recipe
-from fashion.tracking import query, registry, training
+from fashion.tracking import query, registry, statistics, training
 
 NAME = "scale"
 # In an order that satisfies foreign keys.
@@ -105,14 +105,16 @@ class Copier:
                     if rows:
                         connection.execute(self._table(name).insert(), rows)
 
-    @contextmanager
-    def analyzed(self) -> Iterator[None]:
-        """Collect SQLite's table statistics, which MLflow never does."""
+    def drop_statistics(self) -> None:
+        """Leave the store as MLflow does, which never collects statistics."""
+        with self.engine.begin() as connection:
+            connection.execute(text("DROP TABLE IF EXISTS sqlite_stat1"))
+
+    def analyze(self) -> None:
+        """Collect statistics by hand, of all rows."""
+        self.drop_statistics()
         with self.engine.begin() as connection:
             connection.execute(text("ANALYZE"))
-        yield
-        with self.engine.begin() as connection:
-            connection.execute(text("DROP TABLE sqlite_stat1"))
 
     def _table(self, name: str) -> Table:
         return self.tables.tables[name]
@@ -213,7 +215,7 @@ def draw(sizes: Sequence[int], found: dict[str, list[float]]) -> Figure:
     """Plot seconds against runs, both on logarithmic scales."""
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot()
-    for (name, seconds), marker in zip(found.items(), "os^Dv<>PX*p", strict=True):
+    for (name, seconds), marker in zip(found.items(), "os^Dv<>PX*phd8", strict=True):
         axes.loglog(sizes, seconds, f"{marker}-", label=name.replace("`", ""))
     axes.loglog(sizes, 0.0005 * np.array(sizes) / 10, "--", color="gray", label="linear growth")
     axes.set(xlabel="runs in the store", ylabel="seconds (median)", xticks=sizes)
@@ -244,13 +246,20 @@ def main(sizes: str, repetitions: int, figure: str) -> None:
             copier.grow(count)
             with server(database, Path(folder)) as address:
                 timed = operations(address, experiment_id, dataset)
+                path = Path(folder, "mlflow.db")
+                copier.drop_statistics()
+                statistics.refresh(path)
                 measured = interleave(timed, repetitions)
-                with copier.analyzed():
-                    ordered = {f"{name}, after ANALYZE": timed[name] for name in BY_METRIC}
+                for how, collect in (
+                    ("after ANALYZE", copier.analyze),
+                    ("without statistics", copier.drop_statistics),
+                ):
+                    collect()
+                    ordered = {f"{name}, {how}": timed[name] for name in BY_METRIC}
                     measured |= interleave(ordered, repetitions)
             for name, seconds in medians(measured).items():
                 found.setdefault(name, []).append(seconds)
-            size = Path(folder, "mlflow.db").stat().st_size
+            size = path.stat().st_size
             click.echo(f"{count:,} runs: {size / 2**20:,.0f} MiB", err=True)
     draw(counts, found).savefig(figure)
     header = ["seconds", *(f"{count:,} runs" for count in counts), "growth"]

@@ -3,8 +3,8 @@
 import math
 import re
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from fashion.errors import FashionError, printable
 from fashion.settings.comparison import Query
 from fashion.settings.experiment import LOGGED
 from fashion.settings.metrics import METRICS
-from fashion.tracking import models
+from fashion.tracking import models, search
 
 # Columns of parameters are in the order of their declaration.
 PARAMS = [name for name in LOGGED if name != "model"]
@@ -100,7 +100,7 @@ def groups(query: Query) -> pd.DataFrame:
     finished = [
         run
         for conditions in _by_model(query.models)
-        for run in _search(query, experiments, [*conditions, FINISHED], NEWEST_FIRST)
+        for run in _search_all(query, experiments, [*conditions, FINISHED])
     ]
     table = _table(finished).drop_duplicates([*GROUP_KEY, "seed"])
     mean = partial(pd.Series.mean, skipna=False)
@@ -224,50 +224,71 @@ def _search(
     experiments: list[str] | None,
     conditions: Sequence[str],
     order: list[str],
-    limit: int = sys.maxsize,
+    limit: int,
 ) -> list[Run]:
     """Return the training runs that match `conditions` and the query's filter.
 
     Raises:
         CompareError: the filter is not valid.
     """
-    filters = ["tags.model LIKE '%'", *conditions, query.filter_string]
-    try:
+    with _invalid_filters():
         return mlflow.search_runs(
             experiment_ids=experiments,
             search_all_experiments=experiments is None,
-            filter_string=" and ".join(filter(None, filters)),
+            filter_string=_filter(query, conditions),
             max_results=limit,
             order_by=order,
             output_format="list",
         )
+
+
+def _search_all(
+    query: Query, experiments: list[str] | None, conditions: Sequence[str]
+) -> list[Run]:
+    """Return the training runs as `_search` does, newest first, with nothing but the columns.
+
+    Raises:
+        CompareError: the filter is not valid.
+    """
+    with _invalid_filters():
+        return search.all_runs(COLUMNS, experiments, _filter(query, conditions))
+
+
+def _filter(query: Query, conditions: Sequence[str]) -> str:
+    return " and ".join(filter(None, ["tags.model LIKE '%'", *conditions, query.filter_string]))
+
+
+@contextmanager
+def _invalid_filters() -> Iterator[None]:
+    """Turn MLflow's refusal of a filter into a CompareError."""
+    try:
+        yield
     except MlflowException as error:
         raise CompareError(str(error).splitlines()[0]) from error
 
 
 def _table(found: Sequence[Run]) -> pd.DataFrame:
-    rows = [
-        {
-            "model": run.data.tags["model"],
-            **{name: _stored(run.data.metrics.get(name, math.nan)) for name in METRICS},
-            # Earlier versions logged what are tags now as parameters.
-            **{name: run.data.params.get(name, run.data.tags.get(name)) for name in PARAMS},
-            "run_name": run.info.run_name,
-            "run_id": run.info.run_id,
-            "status": run.info.status,
-            "start_time": pd.Timestamp(run.info.start_time, unit="ms", tz="UTC"),
-        }
-        for run in found
-    ]
-    table = pd.DataFrame(rows, columns=COLUMNS)
+    metrics = pd.DataFrame([run.data.metrics for run in found], columns=list(METRICS), dtype=float)
+    # MLflow's database stores infinity as the largest float.
+    largest = sys.float_info.max
+    metrics = metrics.replace({largest: math.inf, -largest: -math.inf})
+    # Earlier versions logged what are tags now as parameters.
+    settings = pd.DataFrame(
+        [{**run.data.tags, **run.data.params, "model": run.data.tags["model"]} for run in found],
+        columns=["model", *PARAMS],
+    )
+    attributes = pd.DataFrame(
+        [
+            (run.info.run_name, run.info.run_id, run.info.status, run.info.start_time)
+            for run in found
+        ],
+        columns=ATTRIBUTES,
+    )
+    attributes["start_time"] = pd.to_datetime(attributes["start_time"], unit="ms", utc=True)
+    table = pd.concat([settings, metrics, attributes], axis="columns")[COLUMNS]
     # MLflow stores parameters as text: "0.10" typed at the command line is the number 0.1.
     # convert_dtypes keeps integers even if another run lacks the parameter.
     table[NUMBERS] = table[NUMBERS].apply(pd.to_numeric, errors="coerce").convert_dtypes()
     table[NAMES] = table[NAMES].astype("string")
     table[SWITCHES] = table[SWITCHES].apply(lambda values: values.str.lower())
-    return table.astype(dict.fromkeys(METRICS, float))
-
-
-def _stored(value: float) -> float:
-    # MLflow's database stores infinity as the largest float.
-    return math.copysign(math.inf, value) if abs(value) == sys.float_info.max else value
+    return table

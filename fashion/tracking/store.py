@@ -1,5 +1,6 @@
 """Connect to the tracking store, and turn its errors into one-line messages."""
 
+import atexit
 import hashlib
 import logging
 import os
@@ -8,6 +9,7 @@ import socket
 import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import mlflow
@@ -23,6 +25,7 @@ from mlflow.environment_variables import (
 from fashion.errors import TrackingError
 from fashion.files import state_dir
 from fashion.interrupts import begin_deferral, deferred, end_deferral
+from fashion.tracking import statistics
 
 START_IT = "start it, or set MLFLOW_TRACKING_URI"
 # How long to wait for another process that creates the tables of the same store.
@@ -43,7 +46,8 @@ logger = logging.getLogger(__name__)
 def connect() -> None:
     """Check that the tracking store is reachable before anything is trained.
 
-    A database that does not exist yet is created.
+    A database that does not exist yet is created. Statistics of a SQLite store are refreshed now,
+    for what is asked next, and when the process ends, for what it adds.
 
     Raises:
         TrackingError: the store is unreachable, or denies access.
@@ -56,6 +60,17 @@ def connect() -> None:
         _check_listening(uri)
     with refusals(START_IT), _first_use(uri), single_attempt(), deferred():
         mlflow.search_experiments(max_results=1)
+    if uri.startswith("sqlite:"):
+        _keep_statistics(uri)
+
+
+def _keep_statistics(uri: str) -> None:
+    from sqlalchemy.engine import make_url
+
+    database = Path(make_url(uri).database or "").absolute()
+    statistics.refresh(database)
+    atexit.unregister(statistics.refresh)
+    atexit.register(statistics.refresh, database)
 
 
 def is_server() -> bool:
