@@ -19,6 +19,7 @@ from fashion.errors import FashionError, printable
 from fashion.settings.comparison import Query
 from fashion.settings.experiment import LOGGED
 from fashion.settings.metrics import METRICS
+from fashion.settings.tags import ENVIRONMENT_TAGS, MODEL_TAG
 from fashion.tracking import models, search
 
 # Columns of parameters are in the order of their declaration.
@@ -274,7 +275,12 @@ def _table(found: Sequence[Run]) -> pd.DataFrame:
     metrics = metrics.replace({largest: math.inf, -largest: -math.inf})
     # Earlier versions logged what are tags now as parameters.
     settings = pd.DataFrame(
-        [{**run.data.tags, **run.data.params, "model": run.data.tags["model"]} for run in found],
+        [
+            {name: run.data.tags.get(name) for name in ENVIRONMENT_TAGS}
+            | run.data.params
+            | {"model": run.data.tags[MODEL_TAG]}
+            for run in found
+        ],
         columns=["model", *PARAMS],
     )
     attributes = pd.DataFrame(
