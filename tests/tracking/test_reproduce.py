@@ -339,6 +339,7 @@ def test_an_interruption_while_it_is_deleted_leaves_nothing(
     assert not list(temporary.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.environment
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(shutil.which("uv") is None, reason="uv is not on PATH")
