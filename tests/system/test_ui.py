@@ -61,7 +61,8 @@ def photograph(page: Page, request: pytest.FixtureRequest) -> Callable[[str], No
             if assistant.is_visible():
                 assistant.click()
             page.wait_for_timeout(2_000)  # charts move into place
-            page.screenshot(path=Path(folder, f"{name}.png"))
+            # Tests run in folders of their own.
+            page.screenshot(path=request.config.invocation_params.dir / folder / f"{name}.png")
 
     return photograph
 
