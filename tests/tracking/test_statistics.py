@@ -4,7 +4,9 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import mlflow
 import pytest
@@ -76,11 +78,19 @@ def test_what_a_command_added_is_known_when_it_ends(store: Path) -> None:
 
 def test_a_writer_is_not_waited_for(store: Path) -> None:
     add_runs(1)
+    patience = []
+
+    class Connection(sqlite3.Connection):
+        def close(self) -> None:
+            patience.append(self.execute("PRAGMA busy_timeout").fetchone())
+            super().close()
+
     with closing(sqlite3.connect(store / "mlflow.db", isolation_level=None)) as writer:
         writer.execute("BEGIN IMMEDIATE")
-        # A busy handler would retry until the writer is done, which is never.
-        statistics.refresh(store / "mlflow.db")
+        with mock.patch.object(sqlite3, "connect", partial(sqlite3.connect, factory=Connection)):
+            statistics.refresh(store / "mlflow.db")
         writer.execute("ROLLBACK")
+    assert patience == [(0,)]
     assert runs_known(store) is None
     connect()
     assert runs_known(store) == 1
