@@ -1,16 +1,19 @@
 """SQLite's statistics of a store follow its growth, and nobody waits for them."""
 
 import sqlite3
-from collections.abc import Callable
+import subprocess
+import sys
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import mlflow
 import pytest
 
 from fashion.tracking import statistics
 from fashion.tracking.store import connect
-from tests.processes import Process
+from tests.conftest import ROOT
 
 
 def add_runs(number: int) -> None:
@@ -66,22 +69,28 @@ def test_runs_are_counted_although_the_rest_is_sampled(
     assert int(stat.split()[1]) < 3000
 
 
-def test_what_a_command_added_is_known_when_it_ends(
-    store: Path, start: Callable[..., Process]
-) -> None:
-    process = start("compare", "--log")
-    process.communicate()
-    assert process.returncode == 0
+def test_what_a_command_added_is_known_when_it_ends(store: Path) -> None:
+    # Not forked, as other tests' processes are: those do not end as a command's does.
+    command = [sys.executable, "-m", "entrypoints.compare", "--log"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     assert runs_known(store) == 1
 
 
 def test_a_writer_is_not_waited_for(store: Path) -> None:
     add_runs(1)
+    patience = []
+
+    class Connection(sqlite3.Connection):
+        def close(self) -> None:
+            patience.append(self.execute("PRAGMA busy_timeout").fetchone())
+            super().close()
+
     with closing(sqlite3.connect(store / "mlflow.db", isolation_level=None)) as writer:
         writer.execute("BEGIN IMMEDIATE")
-        # A busy handler would retry until the writer is done, which is never.
-        statistics.refresh(store / "mlflow.db")
+        with mock.patch.object(sqlite3, "connect", partial(sqlite3.connect, factory=Connection)):
+            statistics.refresh(store / "mlflow.db")
         writer.execute("ROLLBACK")
+    assert patience == [(0,)]
     assert runs_known(store) is None
     connect()
     assert runs_known(store) == 1
