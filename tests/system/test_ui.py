@@ -40,11 +40,6 @@ def page(store: Path) -> Iterator[Page]:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
         page = browser.new_page(base_url=server.uri, viewport={"width": 1600, "height": 1000})
         page.set_default_timeout(PATIENCE_MILLISECONDS)
-        # Pane and greeting that MLflow shows on a first visit.
-        page.add_init_script(
-            "localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false');"
-            "localStorage.setItem('_mlflow_user_setting_dismiss_next_model_registry_ui', 'true');"
-        )
         yield page
         browser.close()
     server.stop()
@@ -57,9 +52,11 @@ def photograph(page: Page, request: pytest.FixtureRequest) -> Callable[[str], No
 
     def photograph(name: str) -> None:
         if folder:
-            assistant = page.get_by_role("button", name="Close", exact=True)
-            if assistant.is_visible():
-                assistant.click()
+            # Greeting of the registry and the assistant's pane, on a first visit.
+            for name in ("Try it now", "Close"):
+                button = page.get_by_role("button", name=name, exact=True)
+                if button.is_visible():
+                    button.click()
             page.wait_for_timeout(2_000)  # charts move into place
             # Tests run in folders of their own.
             page.screenshot(path=request.config.invocation_params.dir / folder / f"{name}.png")
