@@ -230,7 +230,7 @@ def test_results_of_a_server_lost_for_good_are_replayed(
     server.stop()
     output = process.communicate()
     assert process.returncode == 1
-    assert "test loss" in output
+    assert "\ntest " in output
     assert "Traceback" not in output
     assert output.splitlines()[-1].startswith(f"Error: the tracking store {server.uri} cannot be")
     assert output.splitlines()[-1].endswith("log it with python -m entrypoints.replay")

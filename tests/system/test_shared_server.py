@@ -217,7 +217,7 @@ def test_no_secret_is_stored_or_printed(
     # Were these missing, the secrets might be where we did not look.
     assert copies[0].commit.encode() in haystack
     assert b"https://git.example.org/fashion.git" in haystack
-    assert b"loader_module: mlflow.pytorch" in haystack
+    assert b"loader_module: " in haystack
     for secret in (TOKEN, *(copy.member.password for copy in copies)):
         assert secret.encode() not in haystack
 
