@@ -53,8 +53,8 @@ def photograph(page: Page, request: pytest.FixtureRequest) -> Callable[[str], No
     def photograph(name: str) -> None:
         if folder:
             # Greeting of the registry and the assistant's pane, on a first visit.
-            for name in ("Try it now", "Close"):
-                button = page.get_by_role("button", name=name, exact=True)
+            for label in ("Try it now", "Close"):
+                button = page.get_by_role("button", name=label, exact=True)
                 if button.is_visible():
                     button.click()
             page.wait_for_timeout(2_000)  # charts move into place
