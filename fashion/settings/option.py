@@ -159,6 +159,14 @@ def _named(each: Field, kind: Any) -> Option:
     return Option(**declared, name=each.name, kind=get_origin(kind) or kind, default=each.default)
 
 
+def as_typed(value: Any) -> str:
+    """Return the value of an option as the command line takes it."""
+    if isinstance(value, list | tuple):
+        return ",".join(value)
+    # str of a float reads back as the same number.
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def read(settings: type, values: Mapping[str, Any]) -> Any:
     """Build settings from values by option name; missing ones get their defaults.
 

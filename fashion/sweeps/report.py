@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
+from fashion.settings.option import as_typed
 from fashion.sweeps import figures as draw
 from fashion.sweeps.plan import METRIC, Range, Searched, Space
 from fashion.sweeps.trials import SweepError, TrialResult
@@ -54,13 +55,10 @@ def _merit(result: TrialResult) -> tuple[bool, int, float]:
 
 def command(config: Mapping[str, Any]) -> str:
     """Return the shell command that trains a configuration, tests it and logs the model."""
-    parameters = [f"-P {shlex.quote(f'{name}={_text(value)}')}" for name, value in config.items()]
+    parameters = [
+        f"-P {shlex.quote(f'{name}={as_typed(value)}')}" for name, value in config.items()
+    ]
     return " \\\n  ".join(["mlflow run . -e train --env-manager local", *parameters])
-
-
-def _text(value: Any) -> str:
-    # repr of a float reads back as the same number.
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def figures(results: Sequence[TrialResult], space: Space) -> dict[str, Figure]:

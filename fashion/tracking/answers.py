@@ -17,7 +17,7 @@ from fashion.data.dataset import FashionMNIST, Subset
 from fashion.errors import DataError, FashionError, SettingError
 from fashion.inference import classifier
 from fashion.tracking import models, query, versions
-from fashion.tracking.store import environment
+from fashion.tracking.store import without_progress_bar
 from fashion.training import evaluation
 
 
@@ -161,7 +161,7 @@ def _kept(run: Run) -> Mapping[str, Predictions]:
     """Return the predictions that a run has kept by split; none if it has no readable file."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            with environment({"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}):
+            with without_progress_bar():
                 path = mlflow.artifacts.download_artifacts(
                     run_id=run.info.run_id, artifact_path=predictions.FILE, dst_path=folder
                 )

@@ -11,17 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow.environment_variables import (
-    MLFLOW_ALLOW_PICKLE_DESERIALIZATION,
-    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR,
-)
+from mlflow.environment_variables import MLFLOW_ALLOW_PICKLE_DESERIALIZATION
 from mlflow.models import Model
 from torch import nn
 
 from fashion import advice
 from fashion.errors import RegistryError
 from fashion.tracking import faces
-from fashion.tracking.store import environment, reason
+from fashion.tracking.store import environment, reason, without_progress_bar
 
 ARCHIVE = "model.pt2"
 # What `mlflow.pytorch` writes beside or instead of the archive when it pickles a model.
@@ -85,7 +82,7 @@ def fetched(uri: str) -> Iterator[Archive]:
     with tempfile.TemporaryDirectory() as folder:
         try:
             # Without a destination, MLflow uses and changes the files of a local store.
-            with environment({MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.name: "false"}):
+            with without_progress_bar():
                 path = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
             model = Model.load(str(path))
             program = _program(uri, path, model.flavors)

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
 from mlflow.exceptions import MlflowException
 
 from fashion.settings import document
@@ -33,8 +32,7 @@ def read(source: str) -> dict[str, Any]:
     with store.refusals(store.START_IT), store.single_attempt():
         run = query.run(source.removeprefix(RUNS))
     try:
-        quiet = {MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.name: "false"}
-        with store.single_attempt(), store.environment(quiet):
+        with store.single_attempt(), store.without_progress_bar():
             text = mlflow.artifacts.load_text(f"{RUNS}{run.info.run_id}/{SETTINGS_ARTIFACT}")
     except (MlflowException, OSError) as error:
         raise DocumentError(

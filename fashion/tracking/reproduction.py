@@ -5,14 +5,13 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT
 
 from fashion.analysis.reproduction import Result
 from fashion.errors import DeviceError, FashionError, printable
 from fashion.settings.experiment import Conditions
-from fashion.settings.option import options_of
+from fashion.settings.option import as_typed, options_of
 from fashion.settings.tags import CHANGES_TAG, CODE_TAG
 from fashion.tracking import archive, checkout, configuration
 from fashion.tracking.answers import Source
@@ -91,7 +90,7 @@ def plan(source: Source) -> Plan:
     device, remarks = _device(conditions.get("device_type", "cpu"))
     if changes := run.data.tags.get(CHANGES_TAG):
         remarks.append(f"its run was resumed with changes ({printable(changes)})")
-    options = {name: _text(value) for name, value in settings.items()} | {"device": device}
+    options = {name: as_typed(value) for name, value in settings.items()} | {"device": device}
     if options.get("pretrained", "") not in ("", "default"):
         weights_file = Path(options["pretrained"]).absolute()
         if not weights_file.is_file():
@@ -173,10 +172,3 @@ def _device(trained_on: str) -> tuple[str, list[str]]:
         return "auto", [f"it was trained on {trained_on}: {error}"]
     remark = f"it was trained on {trained_on}, where equal trainings may round differently"
     return trained_on, [] if trained_on == "cpu" else [remark]
-
-
-def _text(value: Any) -> str:
-    """Return a setting as the command line takes it."""
-    if isinstance(value, list | tuple):
-        return ",".join(value)
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -8,13 +8,14 @@ import re
 import socket
 import textwrap
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import mlflow
 from filelock import FileLock, Timeout
 from mlflow.environment_variables import (
+    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR,
     MLFLOW_HTTP_REQUEST_MAX_RETRIES,
     MLFLOW_HTTP_REQUEST_TIMEOUT,
     MLFLOW_TRACKING_PASSWORD,
@@ -206,6 +207,11 @@ def environment(settings: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def without_progress_bar() -> AbstractContextManager[None]:
+    """Let MLflow fetch artifacts within the block without drawing a progress bar."""
+    return environment({MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.name: "false"})
 
 
 def reason(error: BaseException) -> str:
