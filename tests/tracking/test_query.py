@@ -544,7 +544,7 @@ def test_an_infinite_loss_reads_as_such(output_format: str) -> None:
     log_run(metrics={"val_loss": math.inf})
     text = run_compare("--format", output_format, "--metric", "val_loss").stdout
     assert re.search(r"\binf\b", text)
-    assert "308" not in text
+    assert "1.79" not in text  # the largest float, which MLflow stores instead
 
 
 def test_the_header_of_groups_reads_by_columns() -> None:
