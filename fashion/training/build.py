@@ -15,6 +15,7 @@ from fashion.settings.task import SPLIT_SEED
 from fashion.training import distributed
 from fashion.training.kernels.choose import choose
 from fashion.training.kernels.compile import KernelError, library
+from fashion.training.kernels.threads import limit_pytorch
 
 
 def check(experiment: Experiment) -> None:
@@ -51,6 +52,7 @@ def build(experiment: Experiment, train_digest: str) -> tuple[nn.Module, dict[st
         KernelError, ModelError: as for `kernels.choose` and `catalogue.build`.
     """
     device = resolve_device(experiment.device)
+    limit_pytorch()
     if device.type == "cuda":
         distributed.use_own_gpu()
     model = catalogue.build(experiment.model, experiment.recipe.seed, experiment.architecture)

@@ -125,7 +125,8 @@ def train(
         measured = None
         if validation is not None:
             if distributed.rank() == 0:
-                measured = evaluate(model, validation, training.steps.kernels.forward)
+                with training.steps.kernels.computing():
+                    measured = evaluate(model, validation, training.steps.kernels.forward)
             # All processes must agree on when to stop, or they would deadlock.
             val_loss = distributed.share(measured and measured.loss)
             training.stopping.observe(number, val_loss, model)

@@ -74,9 +74,10 @@ class Steps:
             batches: float32 images (B, 1, 28, 28) and int64 targets (B,); with several processes,
                 this process's shares, which may be empty.
         """
-        if self.kernels.train_pass is not None:
-            return self.kernels.train_pass(batches)
-        return torch.cat([self._step(images, targets) for images, targets in batches])
+        with self.kernels.computing():
+            if self.kernels.train_pass is not None:
+                return self.kernels.train_pass(batches)
+            return torch.cat([self._step(images, targets) for images, targets in batches])
 
     def _step(self, images: Tensor, targets: Tensor) -> Tensor:
         mixed, shares = self.mix(self.augment(images), targets)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from fashion.settings.experiment import Recipe
 from fashion.training.kernels import conv3x3, mlp
 from fashion.training.kernels.compile import KernelError, library
+from fashion.training.kernels.threads import pytorch_single_threaded, usable_cores
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,10 @@ class Kernels:
     train_pass: Callable[[Iterable[tuple[Tensor, Tensor]]], Tensor] | None = None
     memory_format: torch.memory_format = torch.contiguous_format
 
+    def computing(self) -> AbstractContextManager[None]:
+        """Return the context in which to train or evaluate with these kernels."""
+        return pytorch_single_threaded() if self.name == "native" else nullcontext()
+
 
 def choose(model: nn.Module, recipe: Recipe, nproc: int = 1) -> Kernels:
     """Return the kernels for training `model`, on its device, by `recipe` in `nproc` processes.
@@ -52,7 +58,11 @@ def choose(model: nn.Module, recipe: Recipe, nproc: int = 1) -> Kernels:
         and recipe.precision == "float32"
         and _is_native(recipe.kernels)
     ):
-        return Kernels("native", partial(conv3x3.forward, model))
+        threads = min(torch.get_num_threads(), usable_cores())
+        train_pass = None
+        if recipe.is_plain_sgd and conv3x3.supports_pass(model):
+            train_pass = conv3x3.make_pass(model, recipe.lr, threads)
+        return Kernels("native", partial(conv3x3.forward, model, threads=threads), train_pass)
     # PyTorch's convolutions are faster with channels_last; only the default layout matches the lab.
     fastest = torch.contiguous_format if recipe.kernels == "torch" else torch.channels_last
     return Kernels("torch", model, memory_format=fastest)

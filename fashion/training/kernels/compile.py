@@ -16,7 +16,8 @@ from torch import nn
 from fashion.errors import FashionError
 from fashion.files import FileError, cache_dir, replacing
 
-SOURCES = [Path(__file__).with_name(name) for name in ("conv3x3.c", "mlp.c")]
+SOURCES = sorted(Path(__file__).parent.glob("*.c"))
+HEADERS = sorted(Path(__file__).parent.glob("*.h"))
 
 
 class KernelError(FashionError):
@@ -32,19 +33,19 @@ def takes(model: nn.Module) -> bool:
 def library() -> ctypes.CDLL:
     """Return the compiled kernels, cached by source, compiler, flags and kind of processor.
 
-    The compiler is the environment variable CC, else cc: GCC or Clang, with OpenMP.
+    The compiler is the environment variable CC, else cc: GCC or Clang.
 
     Raises:
         KernelError: the compiler is missing or fails, or the cache cannot be written.
     """
     compiler = shlex.split(os.environ.get("CC") or "cc")
-    flags = ["-O2", "-fPIC", "-shared", "-fopenmp"]
+    flags = ["-O2", "-fPIC", "-shared", "-pthread"]
     capability = torch.backends.cpu.get_cpu_capability()
     if capability in ("AVX2", "AVX512"):
         flags += ["-mavx2", "-mfma"]
     # A home folder may be shared by machines of several kinds.
     machine = (platform.system(), platform.machine(), capability)
-    sources = b"".join(source.read_bytes() for source in SOURCES)
+    sources = b"".join(source.read_bytes() for source in (*SOURCES, *HEADERS))
     key = hashlib.sha256(" ".join([*compiler, *flags, *machine]).encode() + sources).hexdigest()
     folder, prefix = cache_dir() / "kernels", f"fashion-{key[:16]}"
     try:
@@ -53,20 +54,21 @@ def library() -> ctypes.CDLL:
     except (OSError, FileError, KernelError) as error:
         reason = str(error).splitlines()[0]
         remedy = (
-            "install a C compiler with OpenMP"
-            if isinstance(error, KernelError)
-            else f"make {folder} writable"
+            "install a C compiler" if isinstance(error, KernelError) else f"make {folder} writable"
         )
         raise KernelError(
             f"the native kernels cannot be compiled ({reason}): {remedy}, or train with"
             " --kernels torch"
         ) from error
-    pointer, integer = ctypes.c_void_p, ctypes.c_int
-    kernels.conv_forward.argtypes = [pointer] * 5 + [integer] * 5
-    kernels.conv_backward.argtypes = [pointer] * 8 + [integer] * 5
-    kernels.mlp_step.argtypes = [pointer] * 3 + [integer] * 2 + [pointer] * 4 + [ctypes.c_float]
-    for function in (kernels.conv_forward, kernels.conv_backward, kernels.mlp_step):
-        function.restype = None
+    pointer, integer, real = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
+    kernels.tinyvgg_tape.argtypes = [integer] * 2
+    kernels.tinyvgg_tape.restype = ctypes.c_long
+    kernels.tinyvgg_forward.argtypes = [pointer] * 3 + [integer] * 2 + [pointer, integer]
+    kernels.tinyvgg_backward.argtypes = [pointer] * 2 + [integer] * 2 + [pointer] * 2 + [integer]
+    kernels.tinyvgg_step.argtypes = [pointer] * 3 + [integer] * 3 + [pointer, real, integer]
+    kernels.mlp_step.argtypes = [pointer] * 3 + [integer] * 2 + [pointer] * 4 + [real]
+    for function in ("tinyvgg_forward", "tinyvgg_backward", "tinyvgg_step", "mlp_step"):
+        getattr(kernels, function).restype = None
     return kernels
 
 

@@ -1,5 +1,11 @@
-"""TinyVGG's convolutions on a CPU, by conv3x3.c: faster than PyTorch, equal within rounding."""
+"""TinyVGG on a CPU, by tinyvgg.c: faster than PyTorch, equal within rounding.
 
+`make_pass` trains by plain SGD, each step one call to C. For other recipes, `forward` leaves what
+follows the convolutions to autograd.
+"""
+
+import ctypes
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -8,8 +14,8 @@ from torch import Tensor, nn
 from fashion.models.lab import TinyVGG
 from fashion.training.kernels.compile import library, takes
 
-# Images per block: LANES in conv3x3.c.
-LANES = 8
+# Floats in a vector, and features a channel, as tinyvgg.c has them.
+LANES, FEATURES = 8, 7 * 7
 # With more channels PyTorch's convolutions are as fast: benchmarks/README.md has the ratios.
 MAX_CHANNELS = 64
 # Layers of a block of the lab's TinyVGG, without batch normalisation.
@@ -30,12 +36,18 @@ def supports(model: nn.Module) -> TypeGuard[TinyVGG]:
     )
 
 
-def forward(model: TinyVGG, images: Tensor) -> Tensor:
+def supports_pass(model: nn.Module) -> TypeGuard[TinyVGG]:
+    """Return whether `make_pass` supports this model on its device."""
+    return supports(model) and not any(isinstance(layer, nn.Dropout) for layer in model.modules())
+
+
+def forward(model: TinyVGG, images: Tensor, threads: int = 1) -> Tensor:
     """Compute what `model(images)` computes, differentiable with respect to the parameters.
 
     Args:
         model: a model for which `supports` is true.
         images: float32, shape (N, 1, 28, 28), on the CPU.
+        threads: most threads to use, for the backward pass too; the result does not depend on it.
 
     Returns:
         Logits, float32, shape (N, 10).
@@ -44,72 +56,81 @@ def forward(model: TinyVGG, images: Tensor) -> Tensor:
         KernelError: as for `compile.library`.
     """
     first, second, classifier = model
-    return classifier(_Features.apply(images, *first.parameters(), *second.parameters()))
+    return classifier(_Features.apply(threads, images, *first.parameters(), *second.parameters()))
+
+
+def make_pass(
+    model: TinyVGG, lr: float, threads: int = 1
+) -> Callable[[Iterable[tuple[Tensor, Tensor]]], Tensor]:
+    """Return a function that runs a step of SGD on the mean cross-entropy of each batch.
+
+    It takes batches of float32 images (B, 1, 28, 28) and int64 targets (B,), updates the model's
+    parameters, and returns the logits (N, 10) of all batches, each from just before its step.
+
+    Args:
+        model: a model for which `supports_pass` is true.
+        lr: the learning rate.
+        threads: most threads to use; the result does not depend on it.
+
+    Raises:
+        KernelError: as for `compile.library`.
+    """
+    tinyvgg_step = library().tinyvgg_step
+
+    def train_pass(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+        # Look addresses up in each pass: parameters may be moved between passes.
+        parameters = list(model.parameters())
+        classes, network = len(parameters[-1]), (len(parameters[0]), len(parameters[-1]))
+        addresses = _addresses(parameters)
+
+        def step(images: Tensor, targets: Tensor) -> Tensor:
+            logits = images.new_empty(len(targets), classes)
+            images = images.contiguous()
+            tensors = (tensor.data_ptr() for tensor in (images, targets, logits))
+            tinyvgg_step(*tensors, len(targets), *network, addresses, lr, threads)
+            return logits
+
+        return torch.cat([step(images, targets) for images, targets in batches])
+
+    return train_pass
 
 
 class _Features(torch.autograd.Function):
-    """Both blocks of a TinyVGG: images (N, 1, 28, 28) to features (N, channels * 7 * 7).
-
-    One function instead of one per layer saves a tenth of the time, autograd's overhead.
-    """
+    """Both blocks of a TinyVGG: images (N, 1, 28, 28) to features (N, channels * 7 * 7)."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, *parameters: Tensor) -> Tensor:
-        x = _to_blocks(images)
-        # Each layer has a weight and a bias; the second and the fourth include the pooling.
-        layers = []
-        for number in range(len(parameters) // 2):
-            weight, bias = (p.contiguous() for p in parameters[2 * number : 2 * number + 2])
-            pool = number % 2
-            blocks, channels, size = x.shape[0], x.shape[1], x.shape[2] - 2
-            y_size = size // 2 if pool else size
-            y = torch.empty(blocks, len(weight), y_size + 2, y_size + 2, LANES)
-            places = torch.empty(
-                (blocks, len(weight), y_size, y_size, LANES) if pool else 0, dtype=torch.int32
-            )
-            sizes = (blocks, channels, len(weight), size, pool)
-            library().conv_forward(*map(_address, (x, weight, bias, y, places)), *sizes)
-            layers.append((x, weight, y, places, sizes))
-            x = y
-        ctx.save_for_backward(*(tensor for layer in layers for tensor in layer[:4]))
-        ctx.sizes = [layer[4] for layer in layers]
-        return _from_blocks(x, len(images))
+    def forward(ctx: Any, threads: int, images: Tensor, *parameters: Tensor) -> Tensor:
+        images = images.contiguous()
+        parameters = tuple(p.contiguous() for p in parameters)
+        sizes = len(images), len(parameters[0])
+        features = torch.empty(len(images), sizes[1] * FEATURES)
+        # What the backward pass needs of the activations.
+        tape = None
+        if any(ctx.needs_input_grad):
+            tape = torch.empty(library().tinyvgg_tape(*sizes), LANES)
+        tensors = (None if t is None else t.data_ptr() for t in (images, features, tape))
+        library().tinyvgg_forward(*tensors, *sizes, _addresses(parameters), threads)
+        ctx.save_for_backward(tape, *parameters)
+        ctx.threads = threads
+        return features
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        tensors = ctx.saved_tensors
-        size = tensors[-2].shape[2] - 2
-        dy: Tensor | None = _to_blocks(gradient.unflatten(1, (-1, size, size)))
-        gradients: list[Tensor] = []
-        for number in reversed(range(len(ctx.sizes))):
-            x, weight, y, places = tensors[4 * number : 4 * number + 4]
-            dw, db = torch.empty_like(weight), torch.empty(len(weight))
-            # The input images need no gradient.
-            dx = torch.empty_like(x) if number else None
-            arguments = (dy, x, weight, y, places, dx, dw, db)
-            library().conv_backward(*map(_address, arguments), *ctx.sizes[number])
-            gradients = [dw, db, *gradients]
-            dy = dx
-        return None, *gradients
+        tape, *parameters = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        gradients = [torch.zeros_like(parameter) for parameter in parameters]
+        library().tinyvgg_backward(
+            gradient.data_ptr(),
+            tape.data_ptr(),
+            len(gradient),
+            len(parameters[0]),
+            _addresses(parameters),
+            _addresses(gradients),
+            ctx.threads,
+        )
+        return None, None, *gradients
 
 
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
-def _to_blocks(x: Tensor) -> Tensor:
-    """Convert (N, channels, size, size) to conv3x3.c's layout; zeros fill the last block."""
-    count, channels, size, _ = x.shape
-    whole, rest = divmod(count, LANES)
-    blocks = x.new_zeros(whole + (rest > 0), channels, size + 2, size + 2, LANES)
-    inner = blocks[:, :, 1:-1, 1:-1]
-    inner[:whole] = x[: whole * LANES].unflatten(0, (whole, LANES)).permute(0, 2, 3, 4, 1)
-    if rest:
-        inner[whole, ..., :rest] = x[whole * LANES :].permute(1, 2, 3, 0)
-    return blocks
-
-
-def _from_blocks(blocks: Tensor, count: int) -> Tensor:
-    """Return the first `count` images of the blocks, each flattened to one row."""
-    return blocks[:, :, 1:-1, 1:-1].permute(0, 4, 1, 2, 3).flatten(0, 1).flatten(1)[:count]
+def _addresses(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))

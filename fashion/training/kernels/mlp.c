@@ -2,13 +2,13 @@
  *
  * Single-threaded: the products are so small that threads would mostly wait for each other.
  */
-#include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "mlp.h"
 
-#define LANES 8
-typedef float vec __attribute__((vector_size(4 * LANES)));
+#include <math.h>
+#include <stdlib.h>
+
+#include "vector.h"
+
 /* Accumulators in registers: at most four rows and two columns in a product, five rows and two
  * vectors in a weight gradient. */
 #define ROWS 4
@@ -21,13 +21,6 @@ static inline __attribute__((always_inline)) vec load(const float *from, long co
     vec a = {0};
     memcpy(&a, from, sizeof(float) * count);
     return a;
-}
-
-static inline float sum_of_lanes(vec a)
-{
-    float sum = 0;
-    for (int lane = 0; lane < LANES; lane++) sum += a[lane];
-    return sum;
 }
 
 /* Add the products of one vector from each of `rows` rows of x and `columns` rows of w. */
@@ -53,8 +46,7 @@ static inline __attribute__((always_inline)) void product(
         for (int o = 0; o < columns; o++) y[i * out + o] = sum_of_lanes(sum[i][o]) + b[o];
 }
 
-/* y [n][out] = x [n][in] w^T + b, w [out][in] */
-static void affine(float *y, const float *x, const float *w, const float *b, long n, long in, long out)
+void affine(float *y, const float *x, const float *w, const float *b, long n, long in, long out)
 {
     for (long i = 0, rows; i < n; i += rows) {
         rows = i + ROWS <= n ? ROWS : 1;
@@ -100,8 +92,7 @@ static inline __attribute__((always_inline)) void descend_tile(
         }
 }
 
-/* w -= lr * dy^T x and b -= lr * the sum of dy over the images */
-static void descend(float *w, float *b, const float *dy, const float *x, long n, long in, long out, float lr)
+void descend(float *w, float *b, const float *dy, const float *x, long n, long in, long out, float lr)
 {
     const long wide = GRADIENT_VECTORS * LANES;
     for (long k = 0, width; k < in; k += width) {
@@ -126,27 +117,31 @@ static void descend(float *w, float *b, const float *dy, const float *x, long n,
     }
 }
 
-/* dx [n][in] = dy [n][out] w */
-static void below(float *dx, const float *dy, const float *w, long n, long in, long out)
+void below(float *dx, const float *dy, const float *w, long n, long in, long out)
 {
-    for (long i = 0; i < n; i++)
-        for (long k = 0; k < in; k += LANES) {
-            long count = in - k < LANES ? in - k : LANES;
+    for (long i = 0; i < n; i++, dx += in, dy += out) {
+        long k = 0;
+        for (; k + LANES <= in; k += LANES) {
             vec sum = {0};
-            for (long o = 0; o < out; o++)
-                sum += dy[i * out + o] * load(w + o * in + k, count);
-            memcpy(dx + i * in + k, &sum, sizeof(float) * count);
+            for (long o = 0; o < out; o++) sum += dy[o] * load(w + o * in + k, LANES);
+            memcpy(dx + k, &sum, sizeof sum);
         }
+        for (; k < in; k++) {
+            float sum = 0;
+            for (long o = 0; o < out; o++) sum += dy[o] * w[o * in + k];
+            dx[k] = sum;
+        }
+    }
 }
 
-/* The gradient of the mean cross-entropy of the softmax. */
-static void loss_gradient(float *dy, const float *logits, const int64_t *targets, long n, long classes)
+void loss_gradient(float *dy, const float *logits, const int64_t *targets, long n, long classes,
+                   long batch)
 {
     for (long i = 0; i < n; i++, dy += classes, logits += classes) {
         float greatest = logits[0], sum = 0;
         for (long o = 1; o < classes; o++) greatest = logits[o] > greatest ? logits[o] : greatest;
         for (long o = 0; o < classes; o++) sum += dy[o] = expf(logits[o] - greatest);
-        for (long o = 0; o < classes; o++) dy[o] = (dy[o] / sum - (o == targets[i])) / n;
+        for (long o = 0; o < classes; o++) dy[o] = (dy[o] / sum - (o == targets[i])) / batch;
     }
 }
 
@@ -174,7 +169,7 @@ void mlp_step(const float *x, const int64_t *targets, float *logits, int n, int 
         x = y;
         y += count;
     }
-    loss_gradient(dy, logits, targets, n, widths[layers]);
+    loss_gradient(dy, logits, targets, n, widths[layers], n);
     for (int l = layers - 1; l >= 0; l--) {
         const float *output = l == layers - 1 ? logits : inputs[l + 1];
         long count = (long)n * widths[l + 1];
