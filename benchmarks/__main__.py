@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import mlflow
 
-from benchmarks import evaluation, processes, training
+from benchmarks import evaluation, neighbours, processes, training
 from benchmarks.timing import machine
 from fashion.files import replacing
 
@@ -22,6 +22,7 @@ SECTIONS: dict[str, Callable[[int], tuple[str, dict]]] = {
     "floor": training.floor,
     "processes": processes.processes,
     "training": training.training,
+    "neighbours": neighbours.neighbours,
     "accuracy": training.accuracy,
     "presets": training.presets,
 }

@@ -27,14 +27,15 @@ from fashion.training import evaluation, loop
 from fashion.training.kernels.choose import choose
 
 EPOCHS = 3
+SEED = 42
 
 
 def by_lab(name: str, dataset: FashionMNIST, seed: int) -> nn.Module:
     return lab.run_lab(name, dataset, EPOCHS, seed).model
 
 
-def by_lightning(name: str, dataset: FashionMNIST, seed: int) -> nn.Module:
-    """Train with PyTorch Lightning and its MLflow logger."""
+def by_lightning(name: str, dataset: FashionMNIST, seed: int, tracked: bool = True) -> nn.Module:
+    """Train with PyTorch Lightning and, if `tracked`, its MLflow logger."""
     import lightning
 
     class Classifier(lightning.LightningModule):
@@ -59,10 +60,11 @@ def by_lightning(name: str, dataset: FashionMNIST, seed: int) -> nn.Module:
     lightning.seed_everything(seed, verbose=False)
     classifier = Classifier()
     with tempfile.TemporaryDirectory() as folder:
+        loggers = lightning.pytorch.loggers
         trainer = lightning.Trainer(
             accelerator="cpu",
             max_epochs=EPOCHS,
-            logger=lightning.pytorch.loggers.MLFlowLogger(tracking_uri=f"sqlite:///{folder}/m.db"),
+            logger=tracked and loggers.MLFlowLogger(tracking_uri=f"sqlite:///{folder}/m.db"),
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -73,9 +75,9 @@ def by_lightning(name: str, dataset: FashionMNIST, seed: int) -> nn.Module:
     return classifier.model
 
 
-def by_fashion(name: str, dataset: FashionMNIST, seed: int) -> nn.Module:
+def by_fashion(name: str, dataset: FashionMNIST, seed: int, kernels: str = "auto") -> nn.Module:
     model = catalogue.build(name, seed=seed)
-    recipe = Recipe(epochs=EPOCHS, seed=seed)
+    recipe = Recipe(epochs=EPOCHS, seed=seed, kernels=kernels)
     # Like the lab, evaluate the test set after each epoch.
     for _ in loop.train(model, dataset.train, recipe, dataset.test):
         pass

@@ -6,7 +6,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import product
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.contenders import EPOCHS
+from benchmarks.contenders import EPOCHS, SEED
 from benchmarks.timing import interleave, medians, table
 from fashion.data.dataset import Subset, load_dataset, to_float
 from fashion.models import catalogue
@@ -24,14 +25,12 @@ from fashion.training import evaluation, loop, steps
 
 MODELS = ("baseline", "nonlinear", "cnn")
 LOOPS = ("lab", "lightning", "fashion")
-SEED = 42
 STEPS = EPOCHS * TRAIN_SIZE // 32
 
 
-def training(repetitions: int) -> tuple[str, dict]:
-    """Time the contenders in turn, each in its own process."""
-    results: dict[str, list[dict]] = {}
-    # A separate environment, because MLflow imports Lightning at every start if it is installed.
+@contextmanager
+def environment_with_lightning() -> Iterator[str]:
+    """Yield the path of a Python with Lightning, which MLflow imports wherever it is installed."""
     with tempfile.TemporaryDirectory() as environment:
         subprocess.run(
             ["uv", "sync", "--group", "bench"],
@@ -39,8 +38,15 @@ def training(repetitions: int) -> tuple[str, dict]:
             check=True,
             capture_output=True,
         )
+        yield f"{environment}/bin/python"
+
+
+def training(repetitions: int) -> tuple[str, dict]:
+    """Time the contenders in turn, each in its own process."""
+    results: dict[str, list[dict]] = {}
+    with environment_with_lightning() as lightning:
         for _, name, loop in product(range(repetitions), MODELS, LOOPS):
-            python = f"{environment}/bin/python" if loop == "lightning" else sys.executable
+            python = lightning if loop == "lightning" else sys.executable
             result = _contend(loop, name, SEED, python)
             results.setdefault(f"{name}: {loop}", []).append(result)
     rows = []
