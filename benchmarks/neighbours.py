@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
-from benchmarks.contenders import CONTENDERS, SEED, by_fashion, by_lightning
+from benchmarks.contenders import CONTENDERS, SEED, by_fashion, by_lightning, environment
 from benchmarks.timing import table
 from benchmarks.training import MODELS, environment_with_lightning
 from fashion.data.dataset import FashionMNIST, Subset, load_dataset
@@ -43,6 +43,7 @@ def neighbours(repetitions: int) -> tuple[str, dict]:
                 _process(
                     python if loop == "lightning" else sys.executable,
                     *("-m", "benchmarks.neighbours", loop, model),
+                    env=environment(loop),
                 )
             )
             for model in MODELS
@@ -74,9 +75,9 @@ def neighbours(repetitions: int) -> tuple[str, dict]:
 
 
 @contextmanager
-def _process(*command: str) -> Iterator[subprocess.Popen[str]]:
+def _process(*command: str, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=env) as process:
         try:
             yield process
         finally:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.contenders import EPOCHS, SEED
+from benchmarks.contenders import EPOCHS, SEED, environment
 from benchmarks.timing import interleave, medians, table
 from fashion.data.dataset import Subset, load_dataset, to_float
 from fashion.models import catalogue
@@ -80,7 +80,8 @@ def training(repetitions: int) -> tuple[str, dict]:
 def _contend(contender: str, name: str, seed: int, python: str = sys.executable) -> dict:
     """Run a contender in its own process and return the printed result."""
     command = [python, "-m", "benchmarks.contenders", contender, name, str(seed)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    env = environment(contender)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=env)
     result = json.loads(done.stdout.splitlines()[-1])
     print(
         f"{name}: {contender}: seed {seed}: {result['seconds']:.1f} s,"

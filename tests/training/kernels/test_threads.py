@@ -1,6 +1,8 @@
 """How many threads compute."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,3 +96,21 @@ def test_training_leaves_pytorchs_threads_as_they_were(small: FashionMNIST) -> N
             assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, "1000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "active"}, "None"),
+    ],
+)
+def test_pytorchs_threads_spin_shortly_unless_the_user_says_otherwise(
+    variables: dict[str, str], expected: str
+) -> None:
+    ours = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
+    env = {name: value for name, value in os.environ.items() if name not in ours} | variables
+    code = "import os, fashion; print(os.environ.get('GOMP_SPINCOUNT'))"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == expected
