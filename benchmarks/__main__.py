@@ -41,7 +41,7 @@ OVER_SEEDS = ("accuracy", "presets")
 @click.option("--seeds", type=click.IntRange(min=2), default=5, show_default=True)
 @click.option("--output", default="benchmarks.json", show_default=True, help="JSON file to write.")
 def main(repetitions: int, only: tuple[str, ...], seeds: int, output: str) -> None:
-    """Run all benchmarks except benchmarks.scale: 70 minutes on two cores."""
+    """Run all benchmarks except benchmarks.scale: 90 minutes on two cores."""
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     results: dict = {"machine": machine(), "repetitions": repetitions}
     click.echo(", ".join(f"{name} {value}" for name, value in machine().items()))
