@@ -21,7 +21,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks import lab
-from fashion.data.dataset import FashionMNIST, load_dataset
+from fashion.data.dataset import Dataset
+from fashion.data.sources import load_dataset
 from fashion.models import catalogue
 from fashion.settings.experiment import Experiment, Recipe
 from fashion.training import evaluation, loop
@@ -40,11 +41,11 @@ def environment(contender: str) -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not (others and k == "GOMP_SPINCOUNT")}
 
 
-def by_lab(name: str, dataset: FashionMNIST, seed: int) -> nn.Module:
+def by_lab(name: str, dataset: Dataset, seed: int) -> nn.Module:
     return lab.run_lab(name, dataset, EPOCHS, seed).model
 
 
-def by_lightning(name: str, dataset: FashionMNIST, seed: int, tracked: bool = True) -> nn.Module:
+def by_lightning(name: str, dataset: Dataset, seed: int, tracked: bool = True) -> nn.Module:
     """Train with PyTorch Lightning and, if `tracked`, its MLflow logger."""
     import lightning
 
@@ -85,7 +86,7 @@ def by_lightning(name: str, dataset: FashionMNIST, seed: int, tracked: bool = Tr
     return classifier.model
 
 
-def by_fashion(name: str, dataset: FashionMNIST, seed: int, kernels: str = "auto") -> nn.Module:
+def by_fashion(name: str, dataset: Dataset, seed: int, kernels: str = "auto") -> nn.Module:
     model = catalogue.build(name, seed=seed)
     recipe = Recipe(epochs=EPOCHS, seed=seed, kernels=kernels)
     # Like the lab, evaluate the test set after each epoch.
@@ -94,7 +95,7 @@ def by_fashion(name: str, dataset: FashionMNIST, seed: int, kernels: str = "auto
     return model
 
 
-def by_preset(name: str, dataset: FashionMNIST, seed: int) -> nn.Module:
+def by_preset(name: str, dataset: Dataset, seed: int) -> nn.Module:
     asked = Experiment.from_options({"preset": name, "seed": seed})
     training, validation = dataset.split(asked.val_size)
     model = catalogue.build(asked.model, seed, asked.architecture)
@@ -103,7 +104,7 @@ def by_preset(name: str, dataset: FashionMNIST, seed: int) -> nn.Module:
     return model
 
 
-CONTENDERS: dict[str, Callable[[str, FashionMNIST, int], nn.Module]] = {
+CONTENDERS: dict[str, Callable[[str, Dataset, int], nn.Module]] = {
     "lab": by_lab,
     "lightning": by_lightning,
     "fashion": by_fashion,

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks import lab
 from benchmarks.timing import interleave, medians, table
-from fashion.data.dataset import load_dataset
+from fashion.data.sources import load_dataset
 from fashion.models import catalogue
 from fashion.settings.experiment import Recipe
 from fashion.training.evaluation import evaluate

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils import data
+from torch.utils.data import DataLoader
 from torchvision.transforms import ToTensor
 
-from fashion.data.dataset import FashionMNIST, Subset
+from fashion.data.dataset import Dataset, Subset
 
 
-class LabDataset(Dataset):
+class LabDataset(data.Dataset):
     """Equivalent of torchvision.datasets.FashionMNIST(transform=ToTensor())."""
 
     def __init__(self, subset: Subset) -> None:
@@ -31,7 +32,7 @@ class LabDataset(Dataset):
         return self.transform(image), int(self.labels[index])
 
 
-def dataloaders(dataset: FashionMNIST) -> tuple[DataLoader, DataLoader]:
+def dataloaders(dataset: Dataset) -> tuple[DataLoader, DataLoader]:
     """Return the lab's loaders of the training and the test set."""
     return (
         DataLoader(LabDataset(dataset.train), batch_size=32, shuffle=True),
@@ -103,7 +104,7 @@ class LabResult:
     batch_mean_accuracy: float
 
 
-def run_lab(name: str, dataset: FashionMNIST, epochs: int, seed: int = 42) -> LabResult:
+def run_lab(name: str, dataset: Dataset, epochs: int, seed: int = 42) -> LabResult:
     """Train the lab's model called `name` as the lab does."""
     train_dataloader, test_dataloader = dataloaders(dataset)
     torch.manual_seed(seed)

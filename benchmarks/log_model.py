@@ -11,7 +11,7 @@ import time
 
 import mlflow
 
-from fashion.data.dataset import load_dataset
+from fashion.data.sources import load_dataset
 from fashion.models import catalogue
 from fashion.tracking import models
 from fashion.training import evaluation

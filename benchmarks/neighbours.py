@@ -18,7 +18,8 @@ from functools import partial
 from benchmarks.contenders import CONTENDERS, EPOCHS, SEED, by_fashion, by_lightning, environment
 from benchmarks.timing import table
 from benchmarks.training import MODELS, environment_with_lightning
-from fashion.data.dataset import FashionMNIST, Subset, load_dataset
+from fashion.data.dataset import Dataset, Subset
+from fashion.data.sources import load_dataset
 
 # The most busy processes beside the training.
 MOST = 3
@@ -110,9 +111,7 @@ def _head(subset: Subset, count: int) -> Subset:
 def main(loop: str, model: str) -> None:
     """Train once for each line of input; print the seconds of each training."""
     whole, images = load_dataset(), _images(loop, model)
-    dataset = FashionMNIST(
-        _head(whole.train, images), _head(whole.test, images // 6), whole.directory
-    )
+    dataset = Dataset(_head(whole.train, images), _head(whole.test, images // 6), whole.directory)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a loop prints is no answer
     for _ in sys.stdin:

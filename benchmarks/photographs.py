@@ -13,8 +13,9 @@ from PIL import Image, ImageFilter
 from torch import Tensor, nn
 
 from benchmarks.timing import table
-from fashion.data.dataset import Subset, load_dataset
-from fashion.inference import conversion
+from fashion.data.dataset import Subset
+from fashion.data.sources import load_dataset
+from fashion.portable import conversion
 from fashion.settings.task import CHAMPION_URI
 from fashion.tracking import models, store
 from fashion.training import evaluation

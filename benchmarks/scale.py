@@ -29,7 +29,8 @@ from matplotlib.figure import Figure
 from sqlalchemy import Connection, MetaData, Table, create_engine, func, select, text
 
 from benchmarks.timing import interleave, machine, medians, table
-from fashion.data.dataset import FashionMNIST, load_dataset
+from fashion.data.dataset import Dataset
+from fashion.data.sources import load_dataset
 from fashion.settings.experiment import Architecture, Experiment, Recipe
 from fashion.tracking import query, registry, statistics, training
 
@@ -53,10 +54,13 @@ CHUNK = 500
 BY_METRIC = ("`compare`", "`register --dry-run`", "UI: runs, best first")
 
 
-def train_one(dataset: FashionMNIST) -> str:
+def train_one(dataset: Dataset) -> str:
     """Train and register the run to copy; return its id."""
     run_id = training.train(
-        Experiment("cnn", Architecture(), 5000, "cpu", Recipe(epochs=1)), dataset
+        Experiment(
+            "cnn", architecture=Architecture(), val_size=5000, device="cpu", recipe=Recipe(epochs=1)
+        ),
+        dataset,
     )
     registry.register(NAME, query.Query(models=["cnn"]), dataset)
     return run_id
@@ -186,7 +190,7 @@ def request(address: str, path: str, content: dict[str, Any] | None = None) -> N
 
 
 def operations(
-    address: str, experiment_id: str, dataset: FashionMNIST
+    address: str, experiment_id: str, dataset: Dataset
 ) -> dict[str, Callable[[], object]]:
     """Return the operations to time."""
     page = {"experiment_ids": [experiment_id], "max_results": 100}

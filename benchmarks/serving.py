@@ -30,8 +30,9 @@ from mlflow.types import Schema, TensorSpec
 from PIL import Image, ImageOps
 
 from benchmarks.timing import machine, table
-from fashion.data.dataset import load_dataset, to_float
-from fashion.settings.task import CHAMPION_URI, IMAGE_SHAPE
+from fashion.data.dataset import to_float
+from fashion.data.sources import load_dataset
+from fashion.settings.task import CHAMPION_URI, FASHION_MNIST
 from fashion.tracking import store
 from fashion.tracking.archive import fetched
 
@@ -95,7 +96,7 @@ def plain(folder: Path) -> None:
     described = yaml.safe_load((folder / "MLmodel").read_text())
     described["flavors"]["python_function"] |= {"loader_module": "mlflow.pytorch", "data": "data"}
     del described["flavors"]["python_function"]["code"]
-    inputs = Schema([TensorSpec(np.dtype("float32"), (-1, *IMAGE_SHAPE))])
+    inputs = Schema([TensorSpec(np.dtype("float32"), (-1, *FASHION_MNIST.shape))])
     described["signature"] = ModelSignature(inputs).to_dict()
     (folder / "MLmodel").write_text(yaml.safe_dump(described))
 

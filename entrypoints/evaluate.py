@@ -1,11 +1,13 @@
 """Evaluate a model: mlflow run . -e evaluate -P model_uri=models:/fashion-mnist-cnn@champion"""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from entrypoints.cli.command import Command
-from entrypoints.cli.options import data_dir_option, invert_option, model_uri_option
+from entrypoints.cli.data import Data
+from entrypoints.cli.options import data_options, invert_option, model_uri_option
 from entrypoints.cli.types import UserPath
 from fashion.errors import printable
 
@@ -21,21 +23,24 @@ from fashion.errors import printable
     " test set.",
 )
 @invert_option
-@data_dir_option
-def evaluate(model_uri: str, images: str, invert: str, data_dir: str) -> None:
+@data_options
+def evaluate(model_uri: str, images: str, invert: str, **data_options: Any) -> None:
     """Evaluate a model on the test set, or on a folder of labelled pictures, and log a run."""
     from fashion.analysis import report
-    from fashion.data.dataset import load_dataset
-    from fashion.inference import classifier, labelled
+    from fashion.inference import classifier, labelled, photographs
     from fashion.tracking import answers, models, records, store
     from fashion.training import evaluation
 
-    pictures = labelled.read(Path(images), invert) if images else None
-    subset = pictures.subset if pictures else load_dataset(data_dir).test
+    data = Data(**data_options)
+    uri = model_uri or data.champion_uri
     store.connect()
-    source = answers.find(model_uri)
-    model = models.load(source.uri)
-    classifier.check(model, source.name)
+    source = answers.find(uri)
+    model, _, task = models.load_calibrated(source.uri)
+    classifier.check(model, source.name, task)
+    photographs.check_invert(invert, task)
+    pictures = labelled.read(Path(images), task, invert) if images else None
+    subset = pictures.subset if pictures else data.dataset.test
+    classifier.check_data(source.name, task, subset.task)
     if pictures and pictures.others:
         listed = printable(", ".join(map(str, pictures.others)))
         click.echo(f"passed over, as they are no labelled pictures: {listed}", err=True)

@@ -5,11 +5,13 @@ from typing import Any
 import click
 
 from entrypoints.cli.command import Command, report_written
-from entrypoints.cli.options import data_dir_option, experiment_asked_for, settings_options
+from entrypoints.cli.data import Data
+from entrypoints.cli.options import data_options, experiment_asked_for, settings_options
 from entrypoints.cli.types import UserPath
+from fashion.errors import SettingError
 from fashion.settings.experiment import Architecture
 from fashion.settings.option import options_of
-from fashion.settings.task import CHAMPION_URI, TEST_SIZE
+from fashion.settings.task import CHAMPION_URI
 
 
 @click.command(cls=Command)
@@ -23,7 +25,7 @@ from fashion.settings.task import CHAMPION_URI, TEST_SIZE
 )
 @click.option(
     "--index",
-    type=click.IntRange(min=0, max=TEST_SIZE - 1),
+    type=click.IntRange(min=0),
     default=0,
     show_default=True,
     help="Index of the test image to show to the model.",
@@ -35,7 +37,7 @@ from fashion.settings.task import CHAMPION_URI, TEST_SIZE
     metavar="DIRECTORY",
     help="Directory to also write the table and figures to.",
 )
-@data_dir_option
+@data_options
 @click.pass_context
 def explore(
     context: click.Context,
@@ -43,31 +45,41 @@ def explore(
     index: int,
     output_dir: str,
     data_dir: str,
+    data: str,
+    image_size: int,
+    strict: bool,
     **_settings: Any,
 ) -> None:
     """Show a model's layers, its filters, and its feature maps for one test image."""
     asked = experiment_asked_for(context)
     from pathlib import Path
 
-    from fashion.analysis import layers
-    from fashion.data.dataset import load_dataset, to_float
-    from fashion.models import catalogue
-    from fashion.settings.task import CLASSES
-    from fashion.tracking import models, query, records, store
+    import torch
 
-    test = load_dataset(data_dir).test
+    from fashion.analysis import layers
+    from fashion.data.dataset import to_float
+    from fashion.inference import classifier
+    from fashion.models import catalogue
+    from fashion.tracking import archive, models, query, records, store
+
+    test = Data(data_dir, data, image_size, strict).dataset.test
+    if index >= len(test):
+        raise SettingError(f"{index} is not within 0 to {len(test) - 1}", "index")
     store.connect()
     if model_uri:
-        name, network = model_uri, models.rebuild(query.model_uri(model_uri))
+        name, uri = model_uri, query.model_uri(model_uri)
+        classifier.check_data(model_uri, archive.task_of(uri), test.task)
+        network = models.rebuild(uri)
     else:
         width, seed = asked.architecture.hidden_units, asked.recipe.seed
         name = f"{asked.model}, untrained, {width} hidden units, seed {seed}"
-        network = catalogue.build(asked.model, seed, asked.architecture)
+        network = catalogue.build(asked.model, seed, asked.architecture, test.task)
     exploration = layers.explore(
         network.eval(),
-        to_float(test.images[index]),
+        to_float(test.take(torch.tensor([index])))[0],
         name=name,
-        caption=f"test image {index}: {CLASSES[test.labels[index]]}",
+        caption=f"test image {index}: {test.task.classes[test.labels[index]]}",
+        task=test.task,
     )
     click.echo(exploration.table, nl=False)
     if output_dir:

@@ -1,14 +1,19 @@
 """Write a registered model to a file: mlflow run . -e export -P format=onnx"""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import click
 
 from entrypoints.cli.command import Command
-from entrypoints.cli.options import data_dir_option, model_uri_option
+from entrypoints.cli.data import Data
+from entrypoints.cli.options import data_options, model_uri_option
 from entrypoints.cli.types import FileStem, UserPath
 from fashion import advice
 from fashion.settings.task import MODEL_NAME
+
+CHECKED_IMAGES = 300
 
 
 @click.command(cls=Command)
@@ -24,9 +29,8 @@ from fashion.settings.task import MODEL_NAME
 @click.option(
     "--name",
     type=FileStem(),
-    default=MODEL_NAME,
-    show_default=True,
-    help="File name without suffix.",
+    default="",
+    help=f"File name without suffix. Default: {MODEL_NAME}; of a model of other data, their name.",
 )
 @click.option(
     "--output-dir",
@@ -36,22 +40,31 @@ from fashion.settings.task import MODEL_NAME
     show_default=True,
     help="Directory to write the file to.",
 )
-@data_dir_option
-def export(model_uri: str, output_format: str, name: str, output_dir: str, data_dir: str) -> None:
+@data_options
+def export(
+    model_uri: str, output_format: str, name: str, output_dir: str, **data_options: Any
+) -> None:
     """Write a model as NAME.pth or NAME.onnx and verify the written file."""
     if output_format == "onnx":
         advice.require("onnx", "onnx", "onnxruntime", "onnxscript")
 
-    from fashion.data.dataset import load_dataset
+    import torch
+
     from fashion.inference import classifier, export
     from fashion.tracking import models, query, store
 
-    path = Path(output_dir, f"{name}.{output_format}").absolute()
+    data = Data(**data_options)
+    uri = model_uri or data.champion_uri
     store.connect()
-    model = models.load(query.model_uri(model_uri))
-    classifier.check(model, model_uri)
+    model, _, task = models.load_calibrated(query.model_uri(uri))
+    classifier.check(model, uri, task)
+    # The name of data may have characters that no file should have.
+    stem = name or re.sub(r"[^A-Za-z0-9_-]", "_", task.model_name)
+    path = Path(output_dir, f"{stem}.{output_format}").absolute()
     if output_format == "onnx":
-        images = load_dataset(data_dir).test.images[:300]
+        test = data.dataset.test
+        classifier.check_data(uri, task, test.task)
+        images = test.take(torch.arange(min(CHECKED_IMAGES, len(test))))
         checked = export.to_onnx(model, path, images)
     else:
         checked = export.to_pth(model, path)

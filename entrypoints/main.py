@@ -15,10 +15,11 @@ from entrypoints.cli.options import (
     resume_option,
     settings_typed,
     training_options,
+    with_usual_val_size,
 )
 from fashion.errors import FashionError, printable
 from fashion.settings.gate import GATE_OPTIONS, Gate
-from fashion.settings.task import MODEL_NAME
+from fashion.settings.task import FASHION_MNIST
 
 # Trained beside the requested model. Of the architecture's options they have hidden_units alone.
 LINEAR_MODELS = ("baseline", "nonlinear")
@@ -55,8 +56,7 @@ def main(
     asked = experiment_asked_for(context)
     from fashion import advice
     from fashion.analysis import comparison
-    from fashion.data.dataset import load_dataset
-    from fashion.data.download import locate
+    from fashion.data.sources import load_dataset
     from fashion.settings.experiment import Architecture
     from fashion.tracking import (
         checkpoint,
@@ -75,18 +75,13 @@ def main(
     if nproc > 1 and not distributed.is_launched():
         if not resume:  # what is resumed has been checked, and was not asked for here
             build.check_processes(nproc, asked)
-        locate(data_dir)
+        if not resume:
+            load_dataset(data_dir, asked.data, asked.image_size, asked.strict)
         store.connect()
         context.exit(distributed.launch(nproc, "entrypoints.main", sys.argv[1:]))
-    linear = replace(asked, architecture=Architecture(asked.architecture.hidden_units))
-    models = [
-        *(replace(linear, model=name) for name in LINEAR_MODELS if name != asked.model),
-        asked,
-    ]
     with distributed.joined():
-        dataset = load_dataset(data_dir)
         if distributed.rank():
-            training.train_as_worker(dataset)
+            training.train_as_worker(data_dir)
             return
         store.connect()
         if resume:
@@ -98,9 +93,17 @@ def main(
                 )
             group = groups.load(resume, "main", settings_typed(context), seeds)
             asked, seeds = training.experiment_of(group.asked), group.seeds
-        else:
+        dataset = load_dataset(data_dir, asked.data, asked.image_size, asked.strict)
+        if not resume:
+            asked = with_usual_val_size(context, asked, dataset)
+            linear = replace(asked, architecture=Architecture(asked.architecture.hidden_units))
+            models = [
+                *(replace(linear, model=name) for name in LINEAR_MODELS if name != asked.model),
+                asked,
+            ]
             experiments = [each for model in models for each in model.with_seeds(seeds)]
             group = groups.plan("main", asked, seeds, experiments)
+        distributed.share(asked.to_dict())
         with groups.completed(
             group,
             run_name or "lab",
@@ -121,10 +124,9 @@ def main(
             if asked.val_size:
                 candidates = query.Query(models=[asked.model])
                 gate = Gate(min_p, min_gain, force)
+                name = dataset.task.model_name
                 try:
-                    registration = str(
-                        registry.register(MODEL_NAME, candidates, dataset, gate=gate)
-                    )
+                    registration = str(registry.register(name, candidates, dataset, gate=gate))
                     registered = True
                 except FashionError as error:  # what was trained and compared stays valid
                     registration = f"Nothing registered: {printable(str(error))}."
@@ -134,11 +136,17 @@ def main(
                 )
             click.echo(registration)
             overview.describe_comparison(
-                table, dataset, asked.val_size, registration, registered=registered
+                table,
+                dataset,
+                asked.data,
+                asked.val_size,
+                registration,
+                registered=registered,
             )
         click.echo(f"\n{views.advice(parent)}")
         if registered:
-            click.echo(f"\nUse the champion:\n  {advice.command('predict', indices='0-8')}")
+            data = {} if dataset.task == FASHION_MNIST else {"data": asked.data}
+            click.echo(f"\nUse the champion:\n  {advice.command('predict', **data, indices='0-8')}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
 """Classify images: mlflow run . -e predict -P images=shoe.jpg"""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from entrypoints.cli.command import Command, report_written
-from entrypoints.cli.options import data_dir_option, invert_option, model_uri_option
+from entrypoints.cli.data import Data
+from entrypoints.cli.options import data_options, invert_option, model_uri_option
 from entrypoints.cli.types import Indices, OutputFile, UserPath
-from fashion.errors import printable
+from fashion.errors import SettingError, printable
+
+USUAL_TOP = 3
 
 
 @click.command(cls=Command)
@@ -30,8 +34,8 @@ from fashion.errors import printable
 @model_uri_option
 @click.option(
     "--top",
-    type=click.IntRange(min=1, max=10),
-    default=3,
+    type=click.IntRange(min=1),
+    default=USUAL_TOP,
     show_default=True,
     help="Number of classes to show for each image, most probable first.",
 )
@@ -48,7 +52,7 @@ from fashion.errors import printable
     default="",
     help="Also draw the first 60 images with their predictions to this .png file.",
 )
-@data_dir_option
+@data_options
 def predict(
     paths: tuple[str, ...],
     indices: list[int],
@@ -57,7 +61,7 @@ def predict(
     invert: str,
     output: Path | None,
     figure: Path | None,
-    data_dir: str,
+    **data_options: Any,
 ) -> None:
     """Classify image files, test images, or both.
 
@@ -66,16 +70,29 @@ def predict(
     """
     if not any(paths) and not indices:
         raise click.UsageError("Give --images, --indices, or both.")
-    from fashion.data.dataset import load_dataset
     from fashion.inference import classifier, photographs, predict
     from fashion.tracking import models, query, store
 
-    samples, skipped = [], 0
+    data, samples, skipped = Data(**data_options), [], 0
+    if indices and max(indices) >= len(data.dataset.test):
+        last = len(data.dataset.test) - 1
+        raise SettingError(f"{max(indices)} is not within 0 to {last}", "indices")
+    uri = model_uri or data.champion_uri
+    store.connect()
+    model, temperature, task = models.load_calibrated(query.model_uri(uri))
+    classifier.check(model, uri, task)
+    if indices:
+        classifier.check_data(uri, task, data.dataset.task)
+    photographs.check_invert(invert, task)
+    if top > len(task.classes):
+        if top != USUAL_TOP:
+            raise SettingError(f"{top} is more than the {len(task.classes)} classes", "top")
+        top = len(task.classes)
     for path in filter(None, paths):
         found = photographs.find(Path(path))
         for file in found.images:
             try:
-                samples.append(predict.from_file(file, invert))
+                samples.append(predict.from_file(file, invert, task))
             except photographs.ImageError as error:
                 click.echo(error, err=True)
                 skipped += 1
@@ -85,14 +102,9 @@ def predict(
                 f"passed over, as the names are no images': {len(found.others)} ({listed})",
                 err=True,
             )
-    if indices:
-        test = load_dataset(data_dir).test
-        samples += [predict.from_subset(test, index) for index in indices]
+    samples += [predict.from_subset(data.dataset.test, index) for index in indices]
     if samples:
-        store.connect()
-        model, temperature = models.load_calibrated(query.model_uri(model_uri))
-        classifier.check(model, model_uri)
-        answers = predict.classify(model, samples, top, temperature)
+        answers = predict.classify(model, samples, top, temperature, task.classes)
         click.echo(predict.summarise(answers) if output else predict.render(answers), nl=False)
         if output:
             predict.write(answers, output)

@@ -4,7 +4,7 @@ import click
 
 from entrypoints.cli.command import Command
 from entrypoints.cli.options import (
-    data_dir_option,
+    data_options,
     declared_options,
     experiment_option,
     settings_options,
@@ -14,7 +14,7 @@ from fashion.models.catalogue import constructor
 from fashion.settings.comparison import Query
 from fashion.settings.gate import GATE_OPTIONS, Gate
 from fashion.settings.metrics import DEFAULT_METRIC, SELECTING_METRICS
-from fashion.settings.task import MODEL_NAME
+from fashion.settings.task import FASHION_MNIST, MODEL_NAME
 
 
 @click.command(cls=Command)
@@ -22,9 +22,8 @@ from fashion.settings.task import MODEL_NAME
 @settings_options("model")
 @click.option(
     "--name",
-    default=MODEL_NAME,
-    show_default=True,
-    help="Name of the registered model.",
+    default="",
+    help=f"Name of the registered model. Default: {MODEL_NAME}; of other data, their name.",
 )
 @click.option(
     "--metric",
@@ -37,7 +36,7 @@ from fashion.settings.task import MODEL_NAME
 @declared_options(list(GATE_OPTIONS.values()))
 @switch("--dry-run", help="Print what would be done without doing it.")
 @switch("--rollback", help="Restore the previous champion; register nothing.")
-@data_dir_option
+@data_options
 def register(
     experiments: list[str],
     model: str,
@@ -50,6 +49,9 @@ def register(
     dry_run: bool,
     rollback: bool,
     data_dir: str,
+    data: str,
+    image_size: int,
+    strict: bool,
 ) -> None:
     """Register the best finished run, and make it champion if it beats the current champion.
 
@@ -64,14 +66,18 @@ def register(
     if rollback and (dry_run or force):
         raise click.UsageError("--rollback excludes --dry-run and --force.")
     constructor(model)
-    from fashion.data.dataset import load_dataset
+    from fashion.data.sources import load_dataset
     from fashion.tracking import registry, store
 
-    dataset = None if rollback else load_dataset(data_dir)
+    if rollback and data == FASHION_MNIST.name:
+        name = name or MODEL_NAME  # without reading the data
+    dataset = None if rollback and name else load_dataset(data_dir, data, image_size, strict)
+    name = name or (dataset.task.model_name if dataset else "")
     store.connect()
-    if dataset is None:
+    if rollback:
         outcome = registry.rollback(name)
     else:
+        assert dataset is not None
         query = Query(experiments, models=[model], metric=metric)
         gate = Gate(min_p, min_gain, force)
         outcome = registry.register(name, query, dataset, gate=gate, dry_run=dry_run)

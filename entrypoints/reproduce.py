@@ -4,6 +4,7 @@ import click
 
 from entrypoints.cli.command import Command
 from entrypoints.cli.options import data_dir_option, model_uri_option
+from fashion.settings.task import CHAMPION_URI
 
 
 @click.command(cls=Command)
@@ -20,7 +21,7 @@ def reproduce(model_uri: str, data_dir: str) -> None:
     from fashion.tracking import answers, records, reproduction, store
 
     store.connect()
-    source = answers.find(model_uri)
+    source = answers.find(model_uri or CHAMPION_URI)
     plan = reproduction.plan(source)
     directory = locate(data_dir)
     click.echo(f"{source.name}: training again at commit {plan.commit[:DIGITS]}")

@@ -11,20 +11,23 @@ import click
 from entrypoints.cli.command import Command
 from entrypoints.cli.options import (
     COMMAND_OPTIONS,
-    data_dir_option,
+    DATA_SETTINGS,
+    data_options,
     declared_options,
     resume_option,
 )
 from fashion import advice
 from fashion.errors import SettingError
-from fashion.settings.experiment import Experiment
-from fashion.sweeps.plan import METRIC, PLAN_OPTIONS, Plan, Range, Space, parse, read
+from fashion.settings.experiment import OPTIONS, Experiment
+from fashion.settings.metrics import described, written
+from fashion.settings.task import FASHION_MNIST
+from fashion.sweeps.plan import PLAN_OPTIONS, Plan, Range, Space, parse, read
 
 # Options that do not apply to trials: those of the command, tta, which is evaluated after training,
 # and patience, because ASHA decides when a trial stops.
 NOT_SEARCHED = {*COMMAND_OPTIONS, "tta", "patience"}
 # Must be equal for all trials, so that their validation accuracies are comparable.
-SHARED = ("val_size", "epochs", "device")
+SHARED = (*DATA_SETTINGS, "val_size", "epochs", "device")
 # Maximum number of combinations to check before the first trial.
 CHECKED_CORNERS = 2_000
 
@@ -59,7 +62,7 @@ def _absolute(_context: click.Context, _option: click.Parameter, storage: str) -
     "Id of an interrupted sweep to continue, or latest for the last one on this machine. All other"
     " options are taken from it."
 )
-@data_dir_option
+@data_options
 @click.pass_context
 def sweep(context: click.Context, resume: str, data_dir: str, **options: Any) -> None:
     """Train many configurations, compare them on validation data, and report the best."""
@@ -72,7 +75,7 @@ def sweep(context: click.Context, resume: str, data_dir: str, **options: Any) ->
 
     # Under `uv run`, Ray would start workers with uv, which may not be on PATH. Read on import.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    from fashion.data.dataset import load_dataset
+    from fashion.data.sources import load_dataset
     from fashion.sweeps import report, sweep
     from fashion.tracking import store, views
 
@@ -82,11 +85,14 @@ def sweep(context: click.Context, resume: str, data_dir: str, **options: Any) ->
         options = sweep.load_options(resume)
     space, shared = _check(options)
     plan = Plan(shared.recipe.epochs, **{name: options[name] for name in PLAN_OPTIONS})
-    dataset = load_dataset(data_dir)
-    run_id, best = sweep.run(
-        resume, options, space, plan, dataset, shared.val_size, options["storage"]
-    )
-    click.echo(f"\nBest: trial {best.name}, {best.metrics[METRIC]:.2%} validation accuracy,")
+    dataset = load_dataset(data_dir, shared.data, shared.image_size, shared.strict)
+    val_size = shared.val_size
+    if dataset.task != FASHION_MNIST and "val_size" not in space.dimensions:
+        val_size = dataset.usual_val_size
+        space.dimensions["val_size"] = val_size
+    run_id, best = sweep.run(resume, options, space, plan, dataset, val_size, options["storage"])
+    result = f"{described(plan.metric)} {written(plan.metric, best.metrics[plan.metric])}"
+    click.echo(f"\nBest: trial {best.name}, {result},")
     click.echo(f"run {best.run_id}. To train it again and test it:\n")
     click.echo(report.command(best.config))
     click.echo(f"\nLogged as run {run_id}\n\n{views.advice(run_id, views.SWEEP_VIEW)}")
@@ -108,9 +114,17 @@ def _check(options: Mapping[str, Any]) -> tuple[Space, Experiment]:
     def refuse(message: str) -> NoReturn:
         raise click.BadParameter(f"{options['space']}: {message}", param_hint="--space")
 
-    from fashion.training.build import check  # imports torch
+    from fashion.data.sources import located  # imports torch
+    from fashion.training.build import check
 
     space = parse(options["text"], options["space"])
+    # Beside the file, so that one space serves several data.
+    for name in DATA_SETTINGS:
+        value = options.get(name, OPTIONS[name].default)
+        if value != OPTIONS[name].default:
+            space.dimensions[name] = value
+    if isinstance(space.dimensions.get("data"), str):
+        space.dimensions["data"] = located(str(space.dimensions["data"]))
     for name in space.dimensions.keys() & NOT_SEARCHED:
         refuse(f"{name} is not an option of trials.")
     for name in SHARED:

@@ -13,6 +13,7 @@ from entrypoints.cli.options import (
     resume_option,
     settings_typed,
     training_options,
+    with_usual_val_size,
 )
 
 
@@ -35,28 +36,33 @@ def train(
     allow_changes: bool,
     **_settings: Any,
 ) -> None:
-    """Train MODEL on Fashion-MNIST and log the run to MLflow."""
+    """Train MODEL on DATA and log the run to MLflow."""
     check_resume(context)
     asked = experiment_asked_for(context)
-    from fashion.data.dataset import load_dataset
-    from fashion.data.download import locate
+    from fashion.data.sources import load_dataset
     from fashion.tracking import checkpoint, groups, overview, records, store, training, views
     from fashion.training import build, distributed
 
     if nproc > 1 and not distributed.is_launched():
         if not resume:  # what is resumed has been checked, and was not asked for here
             build.check_processes(nproc, asked)
-        locate(data_dir)
+        if not resume:
+            load_dataset(data_dir, asked.data, asked.image_size, asked.strict)
         store.connect()
         context.exit(distributed.launch(nproc, "entrypoints.train", sys.argv[1:]))
     with distributed.joined():
-        dataset = load_dataset(data_dir)
         if distributed.rank():
-            training.train_as_worker(dataset)
+            training.train_as_worker(data_dir)
             return
         store.connect()
         typed = settings_typed(context)
         resume = resume and training.unfinished(resume)
+        if resume:
+            asked = groups.asked_for(resume)
+        dataset = load_dataset(data_dir, asked.data, asked.image_size, asked.strict)
+        if not resume:
+            asked = with_usual_val_size(context, asked, dataset)
+        distributed.share(asked.to_dict())
         if resume and not checkpoint.is_group(resume):
             if seeds > 1:
                 raise click.UsageError(f"run {resume} is a single run: omit seeds.")

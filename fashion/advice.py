@@ -19,10 +19,13 @@ def command(entry_point: str, **parameters: object) -> str:
     """Return the command that runs an entry point, as this process was started."""
     if _STARTED_BY_MLFLOW:
         words = ["mlflow run .", f"-e {entry_point}", *_environment_manager()]
-        words += [f"-P {name}={value}" for name, value in parameters.items()]
+        words += [f"-P {shlex.quote(f'{name}={value}')}" for name, value in parameters.items()]
     else:
         words = [f"python -m entrypoints.{entry_point}"]
-        words += [f"--{name.replace('_', '-')} {value}" for name, value in parameters.items()]
+        words += [
+            f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
+            for name, value in parameters.items()
+        ]
     return " ".join(words)
 
 

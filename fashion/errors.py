@@ -1,4 +1,9 @@
-"""Errors whose message is shown to the user."""
+"""Errors whose message is shown to the user, and how to write what they name."""
+
+from collections.abc import Sequence
+
+# Of a list of names; more would hide what is said about them.
+MOST_NAMES = 12
 
 
 class FashionError(Exception):
@@ -41,3 +46,10 @@ class RegistryError(FashionError):
 def printable(text: str) -> str:
     """Escape line breaks and other characters that are not printable."""
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
+def some(names: Sequence[str]) -> str:
+    """Return names as one text: all of at most `MOST_NAMES`, else the first and how many more."""
+    if len(names) <= MOST_NAMES:
+        return ", ".join(names)
+    return f"{', '.join(names[: MOST_NAMES - 2])} and {len(names) - MOST_NAMES + 2} more"

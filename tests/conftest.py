@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,9 +22,11 @@ from xdist.scheduler import LoadScopeScheduling
 
 from deploy import server
 from fashion.analysis import summary
-from fashion.data import dataset as dataset_module
-from fashion.data.dataset import FashionMNIST, Subset, load_dataset
+from fashion.data import sources
+from fashion.data.dataset import Dataset, Subset
+from fashion.data.sources import load_dataset
 from fashion.settings.experiment import Architecture, Experiment, Recipe
+from fashion.settings.task import FASHION_MNIST
 from fashion.tracking import training
 from fashion.training.kernels.compile import KernelError, library
 from tests.blank import BlankFigures
@@ -76,15 +78,15 @@ def assert_one_line(result: Result, exit_code: int = 1) -> str:
 
 
 @pytest.fixture(scope="session")
-def dataset() -> FashionMNIST:
+def dataset() -> Dataset:
     """All 70,000 real images."""
     return load_dataset()
 
 
 @pytest.fixture(scope="session")
-def small(dataset: FashionMNIST) -> FashionMNIST:
+def small(dataset: Dataset) -> Dataset:
     """The first 2,000 training and 500 test images: enough to learn something in a second."""
-    return FashionMNIST(
+    return Dataset(
         train=head(dataset.train, 2_000),
         test=head(dataset.test, 500),
         directory=dataset.directory,
@@ -93,7 +95,7 @@ def small(dataset: FashionMNIST) -> FashionMNIST:
 
 def head(subset: Subset, size: int) -> Subset:
     """Return the first images of a subset."""
-    return Subset(subset.name, subset.images[:size], subset.labels[:size], subset.digest)
+    return replace(subset, pixels=subset.pixels[:size], labels=subset.labels[:size])
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -156,30 +158,39 @@ def store(
 
 
 @pytest.fixture
-def train_small(store: Path, small: FashionMNIST) -> Callable[..., str]:
+def train_small(store: Path, small: Dataset) -> Callable[..., str]:
     """Return a function that trains a model on the small dataset and returns the run's id."""
 
     def train(model: str = "baseline", **changes: object) -> str:
         settings = {"epochs": 1, "batch_size": 32, "lr": 0.1, "seed": 42, "val_size": 200} | changes
         val_size, tta = settings.pop("val_size"), settings.pop("tta", False)
         architecture = Architecture(**settings.pop("architecture", {}))
-        experiment = Experiment(model, architecture, val_size, "cpu", Recipe(**settings), tta=tta)
+        experiment = Experiment(
+            model,
+            architecture=architecture,
+            val_size=val_size,
+            device="cpu",
+            recipe=Recipe(**settings),
+            tta=tta,
+        )
         return training.train(experiment, small)
 
     return train
 
 
 @pytest.fixture
-def invoke(
-    store: Path, small: FashionMNIST, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Result]:
-    """Return a function that runs a command in this process, on the small dataset."""
-    monkeypatch.setattr(dataset_module, "load_dataset", lambda _: small)
+def invoke(store: Path, small: Dataset, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Return a function that runs a command in this process; Fashion-MNIST is the small dataset."""
+
+    def load(data_dir: str = "", data: str = FASHION_MNIST.name, *others: Any) -> Dataset:
+        return small if data == FASHION_MNIST.name else load_dataset(data_dir, data, *others)
+
+    monkeypatch.setattr(sources, "load_dataset", load)
     return CliRunner().invoke
 
 
 @pytest.fixture
-def start(dataset: FashionMNIST, store: Path) -> Iterator[Callable[..., Process]]:
+def start(dataset: Dataset, store: Path) -> Iterator[Callable[..., Process]]:
     """Return a function that starts an entry point in a process of its own.
 
     What still runs at the end of the test is killed.

@@ -4,7 +4,8 @@ Nothing here imports torch or MLflow, so that `--help` and usage errors are fast
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -15,7 +16,10 @@ from fashion.models.catalogue import KNOWN
 from fashion.settings.experiment import OPTIONS, Experiment
 from fashion.settings.option import Option, split_names
 from fashion.settings.presets import PRESETS
-from fashion.settings.task import CHAMPION_URI
+from fashion.settings.task import CHAMPION_URI, FASHION_MNIST
+
+if TYPE_CHECKING:  # importing it takes seconds
+    from fashion.data.dataset import Dataset
 
 # Options of the training commands that are not settings of the experiment.
 COMMAND_OPTIONS = (
@@ -164,6 +168,31 @@ def check_resume(context: click.Context) -> None:
             raise click.UsageError(f"A resumed run keeps its own: omit --{option}.")
 
 
+# What says which images are loaded; with --data-dir, which says where downloaded ones are.
+DATA_SETTINGS = ("data", "image_size", "strict")
+
+
+def data_options(command: Callable) -> Callable:
+    """Add the options that say which images to use."""
+    settings = [OPTIONS[name] for name in DATA_SETTINGS]
+    return declared_options(settings, CommandLineOnly)(data_dir_option(command))
+
+
+def with_usual_val_size(
+    context: click.Context, asked: Experiment, dataset: "Dataset"
+) -> Experiment:
+    """Return the experiment with the data's usual `val_size`, unless another was given.
+
+    Raises:
+        SettingError: the data has no such split.
+    """
+    given = "val_size" in settings_typed(context) or context.params.get("config")
+    if not given and dataset.task != FASHION_MNIST:
+        asked = replace(asked, val_size=dataset.usual_val_size)
+    dataset.check_val_size(asked.val_size)
+    return asked
+
+
 def experiment_asked_for(context: click.Context) -> Experiment:
     """Return the experiment of a command's parameters, after checking it against this machine.
 
@@ -178,10 +207,11 @@ def experiment_asked_for(context: click.Context) -> Experiment:
         experiment = Experiment.from_options(
             {name: value for name, value in context.params.items() if name in OPTIONS}
         )
-    from fashion.training.build import check  # imports torch
+    from fashion.data.sources import located  # imports torch
+    from fashion.training.build import check
 
     check(experiment)
-    return experiment
+    return replace(experiment, data=located(experiment.data))
 
 
 def _configured(config: str, typed: Mapping[str, Any]) -> Experiment:
@@ -201,11 +231,16 @@ def _configured(config: str, typed: Mapping[str, Any]) -> Experiment:
 
 def settings_typed(context: click.Context) -> dict[str, Any]:
     """Return the explicitly given settings by name."""
-    return {
+    typed = {
         name: ",".join(value) if isinstance(value, tuple) else value
         for name, value in context.params.items()
         if name in OPTIONS and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
+    if "data" in typed:
+        from fashion.data.sources import located  # imports torch
+
+        typed["data"] = located(typed["data"])
+    return typed
 
 
 def switch(name: str, **attributes: Any) -> Callable:
@@ -253,10 +288,10 @@ def model_uri_option(command: Callable) -> Callable:
     """Add --model-uri."""
     return click.option(
         "--model-uri",
-        default=CHAMPION_URI,
-        show_default=True,
+        default="",
         metavar="URI",
-        help="MLflow URI of the model, or the id of its run, of which compare shows the beginning.",
+        help="MLflow URI of the model, or the id of its run, of which compare shows the beginning."
+        f" Default: {CHAMPION_URI}; with other data, their champion.",
     )(command)
 
 

@@ -99,11 +99,18 @@ def _terminal(table: pd.DataFrame, metric: str) -> str:
 def _mark_other_images(table: pd.DataFrame, rows: Sequence[dict[str, str]]) -> str:
     """Mark validation results that cannot be compared with those on the largest validation set.
 
+    The digest of the training images says which others were held out.
+
     Returns:
         A line that explains the mark; empty if all were measured on the same images.
     """
-    sizes = table["val_size"].where(table["val_accuracy"].notna())
-    others = sizes.notna() & (sizes != sizes.max())
+    validated = table["val_accuracy"].notna()
+    sizes = table["val_size"].where(validated)
+    digests = table["train_digest"].where(validated)
+    most = digests[sizes == sizes.max()].dropna()
+    others = (sizes.notna() & (sizes != sizes.max())) | (
+        digests.notna() & (digests != (most.iloc[0] if len(most) else None))
+    )
     for cells, marked in zip(rows, others, strict=True):
         cells[METRICS["val_accuracy"].header] += "*" * bool(marked)
     return f"* not on the {sizes.max():,} validation images of the others\n" if others.any() else ""
@@ -119,10 +126,11 @@ def _width(columns: Mapping[str, Sequence[str]]) -> int:
     return sum(widths.values()) + len(widths) - 1
 
 
-def _run_cells(row: pd.Series, _metric: str, differing: Sequence[str]) -> dict[str, str]:
+def _run_cells(row: pd.Series, metric: str, differing: Sequence[str]) -> dict[str, str]:
     metrics = {
         style.header: _number(row[name] * style.scale, style.spec)
         for name, style in METRICS.items()
+        if style.shown or name == metric
     }
     # Unfinished runs show their status in place of the result.
     if row["status"] != "FINISHED":
@@ -131,7 +139,7 @@ def _run_cells(row: pd.Series, _metric: str, differing: Sequence[str]) -> dict[s
         "model": printable(row["model"]),
         **metrics,
         "params": _number(row["num_parameters"], ",.0f"),
-        **{_header(name): _setting(row[name]) for name in differing},
+        **{_header(name): _setting(row[name], name) for name in differing},
         "name": "" if row["run_name"] == row["model"] else printable(row["run_name"] or ""),
         "started": f"{row['start_time']:%m-%d %H:%M}",
         "run": row["run_id"][:8],
@@ -144,7 +152,7 @@ def _group_cells(row: pd.Series, metric: str, differing: Sequence[str]) -> dict[
         "model": printable(row["model"]),
         "n": str(row["n"]),
         **{METRICS[name].header: _spread(row, name) for name in shown},
-        **{_header(name): _setting(row[name]) for name in differing},
+        **{_header(name): _setting(row[name], name) for name in differing},
     }
 
 
@@ -162,9 +170,11 @@ def _header(setting: str) -> str:
     return setting.replace("_", "\n")
 
 
-def _setting(value: Any) -> str:
+def _setting(value: Any, name: str) -> str:
     if pd.isna(value):
         return "-"
+    if name == "data":
+        value = Path(value).name  # of a folder
     return f"{value:g}" if isinstance(value, float) else printable(str(value))
 
 

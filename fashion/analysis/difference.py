@@ -17,11 +17,16 @@ from fashion import terminal
 from fashion.analysis import markdown
 from fashion.analysis.paired import Interval, Paired, compare, wilson
 from fashion.analysis.predictions import Predictions
-from fashion.analysis.style import COLORS, styled
+from fashion.analysis.style import COLORS, literal, styled
+from fashion.data.dataset import Subset
 from fashion.errors import printable
-from fashion.settings.task import CLASSES
+from fashion.settings.task import FASHION_MNIST
 
 COLUMNS, ROWS = 4, 3
+# Characters above an image.
+CAPTION = 20
+# Of the text and the figure; all are in the table that is written.
+MOST_CLASSES = 20
 
 
 @dataclass(frozen=True)
@@ -32,12 +37,14 @@ class Difference:
         names: what to call the models a and b.
         split: which images they are: "validation" or "test".
         a, b: the predictions.
+        classes: names of the classes.
     """
 
     names: tuple[str, str]
     split: str
     a: Predictions
     b: Predictions
+    classes: Sequence[str] = FASHION_MNIST.classes
 
     @cached_property
     def paired(self) -> Paired:
@@ -107,7 +114,7 @@ def per_class(difference: Difference) -> pd.DataFrame:
     a, b = difference.a.right, difference.b.right
     table = pd.DataFrame(
         {
-            "class": [CLASSES[label] for label in difference.a.labels],
+            "class": [difference.classes[label] for label in difference.a.labels],
             "images": 1,
             "a": a.numpy().astype(float),
             "b": b.numpy().astype(float),
@@ -116,9 +123,19 @@ def per_class(difference: Difference) -> pd.DataFrame:
         }
     )
     how = {"images": "sum", "a": "mean", "b": "mean", "only_a": "sum", "only_b": "sum"}
-    found = table.groupby("class").agg(how).reindex(CLASSES).rename_axis("class")
+    found = table.groupby("class").agg(how).reindex(list(difference.classes)).rename_axis("class")
     counts = ["images", "only_a", "only_b"]
     return found.fillna(dict.fromkeys(counts, 0)).astype(dict.fromkeys(counts, int)).reset_index()
+
+
+def most_changed(difference: Difference) -> pd.DataFrame:
+    """Return the rows of `per_class` with images: the `MOST_CLASSES` with the most changes."""
+    table = per_class(difference)
+    table = table[table["images"] > 0]
+    if len(table) <= MOST_CLASSES:
+        return table
+    changes = (table["only_a"] + table["only_b"]).sort_values(ascending=False, kind="stable")
+    return table.loc[sorted(changes.index[:MOST_CLASSES])]
 
 
 def changed(difference: Difference) -> pd.DataFrame:
@@ -128,17 +145,17 @@ def changed(difference: Difference) -> pd.DataFrame:
         Columns: image (its row in the split), true (class), right ("a" or "b"), a and b (predicted
         classes), a_probability and b_probability (of the true class).
     """
-    a, b = difference.a, difference.b
+    a, b, classes = difference.a, difference.b, difference.classes
     rows = (a.right ^ b.right).nonzero().squeeze(1)
     labels = a.labels[rows].long()
     of_true = [each.probabilities[rows].gather(1, labels[:, None]).squeeze(1) for each in (a, b)]
     table = pd.DataFrame(
         {
             "image": rows.numpy(),
-            "true": [CLASSES[label] for label in labels],
+            "true": [classes[label] for label in labels],
             "right": ["a" if right else "b" for right in a.right[rows]],
-            "a": [CLASSES[predicted] for predicted in a.predicted[rows]],
-            "b": [CLASSES[predicted] for predicted in b.predicted[rows]],
+            "a": [classes[predicted] for predicted in a.predicted[rows]],
+            "b": [classes[predicted] for predicted in b.predicted[rows]],
             "a_probability": of_true[0].numpy(),
             "b_probability": of_true[1].numpy(),
         }
@@ -159,8 +176,8 @@ def render(differences: Sequence[Difference]) -> str:
         for row in each.rows:
             accuracy.add_row(*row)
         classes = _table("class", "images", "a %", "b %", "a - b", "only a", "only b")
-        table = per_class(each)
-        for row in table[table["images"] > 0].itertuples(index=False):
+        shown = most_changed(each)
+        for row in shown.itertuples(index=False):
             name, images, a, b, only_a, only_b = row
             classes.add_row(
                 name,
@@ -173,6 +190,8 @@ def render(differences: Sequence[Difference]) -> str:
             )
         title = f"{len(each.a):,} {each.split} images"
         blocks += ["", title, "", accuracy, "", each.conclusion, "", classes]
+        if len(shown) < len(each.classes) > MOST_CLASSES:
+            blocks += ["", f"{len(shown)} of {len(each.classes)} classes: the most changes."]
     return terminal.render(*blocks)
 
 
@@ -204,47 +223,52 @@ def note(differences: Sequence[Difference], pictures: Mapping[str, str]) -> str:
     return markdown.text(paragraphs)
 
 
-def write_files(folder: Path, difference: Difference, images: Tensor) -> None:
+def write_files(folder: Path, difference: Difference, subset: Subset) -> None:
     """Write both tables as CSV and, if any image differs, the figure.
 
     Args:
         folder: folder to write to.
         difference: the comparison.
-        images: uint8, shape (N, 1, 28, 28), that were classified.
+        subset: the images that were classified.
     """
     pictures = changed(difference)
     per_class(difference).to_csv(folder / f"{difference.split}_per_class.csv", index=False)
     pictures.to_csv(folder / f"{difference.split}_changed.csv", index=False)
     if len(pictures):
-        draw(difference, pictures, images).savefig(folder / difference.picture)
+        draw(difference, pictures, subset).savefig(folder / difference.picture)
 
 
 @styled
-def draw(difference: Difference, pictures: pd.DataFrame, images: Tensor) -> Figure:
+def draw(difference: Difference, pictures: pd.DataFrame, subset: Subset) -> Figure:
     """Draw how many images of each class differ, and the clearest of them.
 
     Args:
         difference: the comparison.
         pictures: the result of `changed`, not empty.
-        images: uint8, shape (N, 1, 28, 28).
+        subset: the images.
     """
-    figure = Figure(figsize=(11, 9), layout="constrained")
+    table = most_changed(difference)
+    # Of ten classes 2.5 inches, as much a class of more.
+    bars = max(2.5, 0.25 * len(table))
+    figure = Figure(figsize=(11, 6.5 + bars), layout="constrained")
     figure.suptitle(
         f"{len(difference.a):,} {difference.split} images: {difference.conclusion}\n"
         f"a: {printable(difference.names[0])}\nb: {printable(difference.names[1])}",
         x=0.01,
         ha="left",
     )
-    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[2, 5]).ravel()
+    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[bars, 6.25]).ravel()
     axes = upper.subplots()
-    table = per_class(difference)
-    axes.barh(table["class"], -table["only_a"], color=COLORS[0])
-    axes.barh(table["class"], table["only_b"], color=COLORS[1])
+    places = range(len(table))
+    axes.barh(places, -table["only_a"], color=COLORS[0])
+    axes.barh(places, table["only_b"], color=COLORS[1])
+    axes.set_yticks(places, [literal(name) for name in table["class"]])
     for position, (only_a, only_b) in enumerate(zip(table["only_a"], table["only_b"], strict=True)):
         axes.annotate(f"{only_a} ", (-only_a, position), ha="right", va="center", fontsize=8)
         axes.annotate(f" {only_b}", (only_b, position), ha="left", va="center", fontsize=8)
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_title("Images of each class: only a is right (left), only b is right (right)")
+    which = "each class" if len(difference.classes) <= MOST_CLASSES else "the most changed classes"
+    axes.set_title(f"Images of {which}: only a is right (left), only b is right (right)")
     axes.invert_yaxis()
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)
@@ -253,10 +277,11 @@ def draw(difference: Difference, pictures: pd.DataFrame, images: Tensor) -> Figu
     for part, side, wrong, color in ((left, "a", "b", COLORS[0]), (right, "b", "a", COLORS[1])):
         shown = pictures[pictures["right"] == side]
         captions = [
-            f"{true}\n{wrong}: {predicted}"
+            f"{literal(true, CAPTION)}\n{wrong}: {literal(predicted, CAPTION - 3)}"
             for true, predicted in zip(shown["true"], shown[wrong], strict=True)
         ]
-        _grid(part, images[torch.tensor(shown["image"].to_numpy())], captions, color)
+        rows = torch.tensor(shown["image"].to_numpy()[: COLUMNS * ROWS])
+        _grid(part, subset.take(rows), captions, color)
         count = f"the clearest {COLUMNS * ROWS} of {len(shown)}"
         part.suptitle(
             f"only {side} is right: {count if len(shown) > COLUMNS * ROWS else len(shown)}"
@@ -270,7 +295,7 @@ def _grid(part: SubFigure, images: Tensor, captions: Sequence[str], color: str) 
     for axes in grid:
         axes.axis("off")
     for axes, image, caption in zip(grid, images, captions, strict=False):
-        axes.imshow(image.squeeze(0).numpy(), cmap="gray")
+        axes.imshow(image.movedim(0, -1).numpy(), cmap="gray")
         axes.set_title(caption, fontsize=8, fontweight="normal", color="black")
         axes.add_patch(
             Rectangle(

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import average_precision_score, precision_recall_curve
 from torch import Tensor
 
+from fashion.analysis import tables
 from fashion.analysis.paired import wilson
 from fashion.analysis.style import (
     COLORS,
@@ -17,24 +18,36 @@ from fashion.analysis.style import (
     WRONG,
     color_of,
     epoch_axis,
+    literal,
     log_axis,
     styled,
 )
 from fashion.analysis.tables import expected_calibration_error
-from fashion.settings.task import CLASSES
+from fashion.data.dataset import Subset
+
+# Classes that a figure has room for.
+MOST_CLASSES = 20
+# Characters of a class that fit above an image.
+CAPTION = 24
 
 
 @styled
 def confusion_matrix(confusion: pd.DataFrame, title: str) -> Figure:
     """Draw the counts of `tables.confusion_matrix`, with the recall of each class.
 
-    Errors are coloured on a scale of their own, as the diagonal would hide their differences.
+    Errors are coloured on a scale of their own, as the diagonal would hide their differences. Of
+    more classes than `MOST_CLASSES`, those with the most errors are drawn.
     """
-    figure = Figure(figsize=(8, 6.6), layout="constrained")
+    classes = list(confusion.index)
+    if len(classes) > MOST_CLASSES:
+        title += f"\n{MOST_CLASSES} of {len(classes)} classes, those with the most confusions"
+    figure = Figure(figsize=(8, 6.6) if len(classes) <= 10 else (11, 9), layout="constrained")
     axes = figure.add_subplot()
-    counts = confusion.to_numpy()
-    images = counts.sum(axis=1)
-    diagonal = np.eye(len(CLASSES), dtype=bool)
+    rows = tables.most_confused(confusion, MOST_CLASSES)
+    classes = [literal(classes[row]) for row in rows]
+    images = confusion.to_numpy().sum(axis=1)[rows]
+    counts = confusion.to_numpy()[np.ix_(rows, rows)]
+    diagonal = np.eye(len(classes), dtype=bool)
     with np.errstate(invalid="ignore"):  # a class without images has no shares
         shares = counts / images[:, None]
     errors = np.ma.masked_array(shares, diagonal)
@@ -52,11 +65,11 @@ def confusion_matrix(confusion: pd.DataFrame, title: str) -> Figure:
             axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
     recalls = [
         f"{name}  {shares[row, row]:.1%}" if images[row] else f"{name}  no images"
-        for row, name in enumerate(CLASSES)
+        for row, name in enumerate(classes)
     ]
     axes.set(title=title, xlabel="predicted class", ylabel="true class and its recall")
-    axes.set_xticks(range(len(CLASSES)), CLASSES, rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(CLASSES)), recalls)
+    axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(classes)), recalls)
     axes.spines[:].set_linewidth(0)
     axes.tick_params(length=0)
     figure.colorbar(
@@ -104,8 +117,8 @@ def prediction_grid(
     """Draw images with their predicted class: green if it is correct, red if not.
 
     Args:
-        images: uint8 or float, shape (N, 1, height, width).
-        predicted: N titles.
+        images: uint8 or float, shape (N, 1 or 3, height, width).
+        predicted: N class names, or titles where `true` is None.
         true: N class names, or None if unknown.
         title: title of the figure.
         confidence: N probabilities of the predictions, shown beside them.
@@ -122,17 +135,58 @@ def prediction_grid(
     for axes in grid:
         axes.axis("off")
     for index, (axes, image) in enumerate(zip(grid, images, strict=False)):
-        axes.imshow(image.squeeze(0).numpy(), cmap="gray")
+        axes.imshow(image.movedim(0, -1).numpy(), cmap="gray")
         if true is None:
             axes.set_title(predicted[index], fontsize=10)
         else:
             color = RIGHT if predicted[index] == true[index] else WRONG
             sure = "" if confidence is None else f" ({confidence[index]:.0%})"
             axes.set_title(
-                f"predicted: {predicted[index]}{sure}\ntrue: {true[index]}",
+                f"predicted: {literal(predicted[index], CAPTION)}{sure}\n"
+                f"true: {literal(true[index], CAPTION)}",
                 fontsize=10,
                 color=color,
             )
+    return figure
+
+
+@styled
+def contact_sheet(subset: Subset, each: int = 10) -> Figure:
+    """Draw the first images of each class, with the number of its images.
+
+    Of more classes than `MOST_CLASSES`, the first are drawn.
+
+    Args:
+        subset: the images.
+        each: number of images of a class.
+    """
+    task, counts = subset.task, subset.labels.bincount(minlength=len(subset.task.classes))
+    channels, height, width = task.shape
+    rows = min(len(task.classes), MOST_CLASSES)
+    # One picture with white gaps, as many axes would take matplotlib seconds.
+    gap = 1 + max(height, width) // 16
+    sheet = np.full((rows, height + gap, each, width + gap, channels), 255, dtype=np.uint8)
+    for row in range(rows):
+        places = (subset.labels == row).nonzero().squeeze(1)[:each]
+        found = subset.take(places).permute(0, 2, 3, 1).numpy()
+        sheet[row, :height, : len(found), :width] = found.swapaxes(0, 1)
+    shape = rows * (height + gap), each * (width + gap)
+    figure = Figure(figsize=(10, 0.5 + 8.3 * shape[0] / shape[1]), layout="constrained")
+    axes = figure.add_subplot()
+    # Not the default aspect, with which the constrained layout cuts off the labels.
+    axes.imshow(sheet.reshape(*shape, channels), cmap="gray", aspect="auto")
+    axes.set_xticks([])
+    names = [
+        f"{literal(name)}  {count:,}" for name, count in zip(task.classes, counts, strict=True)
+    ]
+    axes.set_yticks([row * (height + gap) + height / 2 for row in range(rows)], names[:rows])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    left_out = f", the first {rows}" if rows < len(task.classes) else ""
+    axes.set_title(
+        f"{literal(task.title)}: {len(subset):,} training images of"
+        f" {len(task.classes)} classes{left_out}"
+    )
     return figure
 
 
@@ -181,30 +235,40 @@ def reliability_diagram(calibration: pd.DataFrame, title: str) -> Figure:
 
 
 @styled
-def precision_recall_curves(labels: Tensor, logits: Tensor, title: str) -> Figure:
+def precision_recall_curves(
+    labels: Tensor, logits: Tensor, classes: Sequence[str], title: str
+) -> Figure:
     """Draw precision against recall of each class against all others, the hardest class first.
+
+    Of more classes than `MOST_CLASSES`, the hardest are drawn.
 
     Args:
         labels: int64 class indices, shape (N,), with all classes present.
-        logits: float32, shape (N, 10).
+        logits: float32, shape (N, classes).
+        classes: their names.
         title: title of the figure.
     """
     probabilities = logits.softmax(dim=1).numpy()
     curves = []
-    for index, name in enumerate(CLASSES):
+    for index, name in enumerate(classes):
         true, score = (labels == index).numpy(), probabilities[:, index]
         precision, recall, _ = precision_recall_curve(true, score, drop_intermediate=True)
         curves.append((average_precision_score(true, score), name, recall, precision))
     curves.sort(key=lambda curve: curve[0])
+    curves = curves[:MOST_CLASSES]
 
-    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    columns = min(5, len(curves))
+    rows = -(-len(curves) // columns)
+    figure = Figure(figsize=(max(5, 2 * columns), 0.6 + 2 * rows), layout="constrained")
     figure.suptitle(f"{title}: precision and recall", x=0.01, ha="left")
-    grid = figure.subplots(2, 5, sharex=True, sharey=True)
-    for axes, (average, name, recall, precision) in zip(grid.ravel(), curves, strict=True):
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axes in grid.ravel()[len(curves) :]:
+        axes.axis("off")
+    for axes, (average, name, recall, precision) in zip(grid.ravel(), curves, strict=False):
         for _, _, other_recall, other_precision in curves:
             axes.plot(other_recall, other_precision, color=NEUTRAL, alpha=0.25, linewidth=0.6)
         axes.step(recall, precision, where="post", color=COLORS[0])
-        axes.set_title(f"{name}\naverage precision {average:.1%}", fontsize=8.5)
+        axes.set_title(f"{literal(name, CAPTION)}\naverage precision {average:.1%}", fontsize=8.5)
         axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
         axes.grid()
         axes.xaxis.set_major_formatter(PERCENT)

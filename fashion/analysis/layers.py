@@ -1,7 +1,7 @@
 """Explore a model: shapes of its layers, feature maps of one image, and filters."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,20 +19,26 @@ from torchinfo import summary
 from torchvision.utils import make_grid
 
 from fashion import terminal
+from fashion.analysis.style import literal
 from fashion.errors import FashionError
 from fashion.files import replacing
 from fashion.models.catalogue import count_parameters
-from fashion.settings.task import CLASSES, IMAGE_SHAPE
+from fashion.settings.task import FASHION_MNIST, Task
 
-IMAGE_SIZE = IMAGE_SHAPE[1:]
 # Layers with a sliding window.
 WINDOWED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 # Blue is negative, red positive, white zero; the grid between tiles is grey.
 SIGNED = matplotlib.colormaps["RdBu_r"].with_extremes(bad="0.6")
 
 DPI = 120
+# The channels of an image in colour.
+COLOURS = ("red", "green", "blue")
 # More filters, or channels of a filter, would be too small to see.
 MOST_FILTERS = 32
+# Logits; more bars would have no room for their names.
+MOST_CLASSES = 20
+# Width of a tile in the mosaic's pixels: of a narrower one the grid would be too thick.
+TILE = 28
 LEGEND = """
 Shapes are for one image, channels first.
 sees: receptive field, the pixels that one output value depends on."""
@@ -76,23 +82,27 @@ class Exploration:
     figures: Mapping[str, Figure]
 
 
-def explore(model: nn.Module, image: Tensor, name: str, caption: str) -> Exploration:
+def explore(
+    model: nn.Module, image: Tensor, name: str, caption: str, task: Task = FASHION_MNIST
+) -> Exploration:
     """Return a model's layers, filters, and feature maps for one image.
 
     Args:
-        model: maps float32 images (N, 1, 28, 28) to logits (N, 10); in evaluation mode, on the CPU.
-        image: float32, shape (1, 28, 28), in [0, 1].
+        model: maps float32 images (N, channels, height, width) to logits (N, classes); in
+            evaluation mode, on the CPU.
+        image: float32, shape (channels, height, width), in [0, 1].
         name: name of the model, for titles.
         caption: description of the image, for titles.
+        task: what the model classifies.
 
     Raises:
         ExploreError: no layer of the model has filters.
     """
     return Exploration(
-        table=render(layers(model), f"{name}: {count_parameters(model):,} parameters\n"),
+        table=render(layers(model, task), f"{name}: {count_parameters(model):,} parameters\n"),
         figures={
-            "feature_maps.png": draw_feature_maps(model, image, name, caption),
-            "filters.png": draw_filters(model, name),
+            "feature_maps.png": draw_feature_maps(model, image, name, caption, task),
+            "filters.png": draw_filters(model, name, task),
         },
     )
 
@@ -110,15 +120,15 @@ def write(exploration: Exploration, directory: Path) -> None:
             figure.savefig(file)
 
 
-def layers(model: nn.Module) -> list[Layer]:
+def layers(model: nn.Module, task: Task = FASHION_MNIST) -> list[Layer]:
     """Return the layers of `model` in order of execution, without containers."""
     names = {module: name for name, module in model.named_modules()}
     passed = [
         info
-        for info in summary(model, input_data=torch.zeros(1, *IMAGE_SHAPE), verbose=0).summary_list
+        for info in summary(model, input_data=torch.zeros(1, *task.shape), verbose=0).summary_list
         if info.is_leaf_layer
     ]
-    fields = receptive_fields(info.module for info in passed)
+    fields = receptive_fields((info.module for info in passed), task)
     return [
         Layer(
             names[info.module],
@@ -132,7 +142,9 @@ def layers(model: nn.Module) -> list[Layer]:
     ]
 
 
-def receptive_fields(chain: Iterable[nn.Module]) -> list[tuple[int, int]]:
+def receptive_fields(
+    chain: Iterable[nn.Module], task: Task = FASHION_MNIST
+) -> list[tuple[int, int]]:
     """Return the receptive field after each layer of a chain: height and width in pixels.
 
     A window of k values with dilation d adds d (k - 1) steps to the field; a step is the product of
@@ -142,6 +154,7 @@ def receptive_fields(chain: Iterable[nn.Module]) -> list[tuple[int, int]]:
     Source: Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional Neural Networks"
     (Distill 2019, doi:10.23915/distill.00021), equation 2 for networks with a single path.
     """
+    size = task.shape[1:]
     field, step = np.ones(2, int), np.ones(2, int)
     fields = []
     for layer in chain:
@@ -151,8 +164,8 @@ def receptive_fields(chain: Iterable[nn.Module]) -> list[tuple[int, int]]:
             )
             step = step * layer.stride
         elif isinstance(layer, nn.Linear):
-            field = np.array(IMAGE_SIZE)
-        height, width = np.minimum(field, IMAGE_SIZE).tolist()
+            field = np.array(size)
+        height, width = np.minimum(field, size).tolist()
         fields.append((height, width))
     return fields
 
@@ -181,7 +194,7 @@ def feature_maps(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
 
     Args:
         model: in evaluation mode.
-        image: float32, shape (1, 28, 28), in [0, 1].
+        image: float32, shape (channels, height, width), in [0, 1].
 
     Returns:
         By layer name, in order of execution: float32, shape (channels, height, width).
@@ -206,7 +219,7 @@ def feature_maps(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
     return maps
 
 
-def filters(model: nn.Module) -> dict[str, Tensor]:
+def filters(model: nn.Module, task: Task = FASHION_MNIST) -> dict[str, Tensor]:
     """Return the weights of all convolutions, else of the first linear layer, by layer name.
 
     The first linear layer's input is the image, so its weights are filters of the image's size.
@@ -225,12 +238,14 @@ def filters(model: nn.Module) -> dict[str, Tensor]:
     if convolutions:
         return convolutions
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and module.in_features == math.prod(IMAGE_SHAPE):
-            return {name: module.weight.detach().unflatten(1, IMAGE_SHAPE)}
+        if isinstance(module, nn.Linear) and module.in_features == task.pixels:
+            return {name: module.weight.detach().unflatten(1, task.shape)}
     raise ExploreError("the model has neither a convolution nor a linear layer on the pixels")
 
 
-def draw_feature_maps(model: nn.Module, image: Tensor, name: str, caption: str) -> Figure:
+def draw_feature_maps(
+    model: nn.Module, image: Tensor, name: str, caption: str, task: Task = FASHION_MNIST
+) -> Figure:
     """Draw the image, the logits, and all channels after each convolution and pooling layer.
 
     The channels of one layer share one colour scale.
@@ -246,12 +261,12 @@ def draw_feature_maps(model: nn.Module, image: Tensor, name: str, caption: str) 
         1 + len(maps), 2, width_ratios=[1, 2.5], height_ratios=[2, *[1.2] * len(maps)]
     )
     original = figure.add_subplot(grid[0, 0])
-    original.imshow(image[0].numpy(), cmap="gray", vmin=0, vmax=1)
-    original.set_title(f"{caption}\n{_times(image.shape)}", fontsize=10)
+    original.imshow(image.movedim(0, -1).numpy(), cmap="gray", vmin=0, vmax=1)
+    original.set_title(f"{literal(caption)}\n{_times(image.shape)}", fontsize=10)
     original.axis("off")
-    _draw_logits(figure.add_subplot(grid[0, 1]), logits)
+    _draw_logits(figure.add_subplot(grid[0, 1]), logits, task.classes)
 
-    seen = {layer.name: layer for layer in layers(model)}
+    seen = {layer.name: layer for layer in layers(model, task)}
     for row, (layer_name, channels) in enumerate(maps.items(), start=1):
         layer = seen[layer_name]
         axes = figure.add_subplot(grid[row, :])
@@ -265,24 +280,27 @@ def draw_feature_maps(model: nn.Module, image: Tensor, name: str, caption: str) 
     return figure
 
 
-def draw_filters(model: nn.Module, name: str) -> Figure:
+def draw_filters(model: nn.Module, name: str, task: Task = FASHION_MNIST) -> Figure:
     """Draw the weights that `filters` returns, each layer on a colour scale centred on zero.
 
     Raises:
         ExploreError: no layer of the model has filters.
     """
-    weights = filters(model)
+    weights = filters(model, task)
     columns = min(2, len(weights))
     rows = -(-len(weights) // columns)
     figure = Figure(
         figsize=(10, (5 if columns == 2 else 4.4) * rows), dpi=DPI, layout="constrained"
     )
     figure.suptitle(f"{name}: filters")
+    first = next(iter(weights))
     for place, (layer_name, weight) in enumerate(weights.items(), start=1):
         count, channels, *_ = weight.shape
         title = f"layer {layer_name}: filters {_times(weight.shape)}"
         if channels > 1:
-            title += "\ncolumn: output channel, row: input channel"
+            of_image = layer_name == first and channels == task.channels == len(COLOURS)
+            rows_show = f"rows: {', '.join(COLOURS)}" if of_image else "row: input channel"
+            title += f"\ncolumn: output channel, {rows_show}"
         if max(count, channels) > MOST_FILTERS:
             title += f"\nthe first {MOST_FILTERS} of each"
         drawn = weight[:MOST_FILTERS, :MOST_FILTERS]
@@ -293,21 +311,28 @@ def draw_filters(model: nn.Module, name: str) -> Figure:
     return figure
 
 
-def _draw_logits(axes: Axes, logits: Tensor) -> None:
+def _draw_logits(axes: Axes, logits: Tensor, classes: Sequence[str]) -> None:
+    """Draw the logits of all classes or, of more than `MOST_CLASSES`, the largest."""
     answer = int(logits.argmax())
-    bars = axes.barh(CLASSES, logits.numpy(), color="0.7")
-    bars[answer].set_color("tab:orange")
+    shown = list(range(len(classes)))
+    if len(classes) > MOST_CLASSES:
+        shown = logits.argsort(descending=True, stable=True)[:MOST_CLASSES].tolist()
+    places = range(len(shown))
+    bars = axes.barh(places, logits[shown].numpy(), color="0.7")
+    axes.set_yticks(places, [literal(classes[label]) for label in shown])
+    bars[shown.index(answer)].set_color("tab:orange")
     axes.axvline(0, color="black", linewidth=0.8)
     axes.invert_yaxis()
-    axes.tick_params(labelsize=8)
-    axes.set_title(f"logits: predicts {CLASSES[answer]}", fontsize=10)
+    axes.tick_params(labelsize=8 if len(shown) <= 10 else 5)
+    which = f"the {len(shown)} largest of {len(classes)} " if len(shown) < len(classes) else ""
+    axes.set_title(f"{which}logits: predicts {literal(classes[answer])}", fontsize=10)
 
 
 def _draw_tiles(axes: Axes, tiles: Tensor, columns: int) -> None:
     """Draw images (N, height, width) as one mosaic with `columns` per row, and a colour bar."""
     limit = float(tiles.abs().max())
     # Enlarge small tiles, so that the grid is thin relative to any tile.
-    enlarged = F.interpolate(tiles[:, None], scale_factor=max(1, IMAGE_SIZE[1] // tiles.shape[-1]))
+    enlarged = F.interpolate(tiles[:, None], scale_factor=max(1, TILE // tiles.shape[-1]))
     mosaic = make_grid(enlarged, nrow=columns, padding=1, pad_value=math.nan)[0]
     drawn = axes.imshow(
         mosaic.numpy(), cmap=SIGNED, vmin=-limit, vmax=limit, interpolation="nearest"

@@ -2,7 +2,7 @@
 
 From it models can be compared, calibrated or combined without running them again:
 
-    numpy.load("predictions.npz")["test_logits"]  # float16, (10000, 10)
+    numpy.load("predictions.npz")["test_logits"]  # float16, (10000, 10) of Fashion-MNIST
 """
 
 import zipfile
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from fashion.data.dataset import Subset
 from fashion.errors import DataError
-from fashion.settings.task import CLASSES
 from fashion.training.evaluation import Evaluation
 
 FILE = "predictions.npz"
@@ -32,7 +31,7 @@ class Predictions:
         labels: the true classes, uint8, shape (N,).
         predicted: the predicted classes, uint8, shape (N,); in float16 the two largest logits of an
             image may be equal.
-        logits: float16, shape (N, 10).
+        logits: float16, shape (N, classes).
     """
 
     digest: str
@@ -50,7 +49,7 @@ class Predictions:
 
     @property
     def probabilities(self) -> Tensor:
-        """Softmax probabilities: float32, shape (N, 10)."""
+        """Softmax probabilities: float32, shape (N, classes)."""
         return self.logits.float().softmax(dim=1)
 
 
@@ -98,6 +97,6 @@ def read(path: Path) -> dict[str, Predictions]:
     for split, each in found.items():
         shapes = [tuple(tensor.shape) for tensor in (each.labels, each.predicted, each.logits)]
         size = len(each.labels) if each.labels.dim() else 0
-        if shapes != [(size,), (size,), (size, len(CLASSES))]:
+        if shapes != [(size,), (size,), (size, each.logits.shape[-1])]:
             raise DataError(f"{path.name} is damaged: its {split} arrays have shapes {shapes}")
     return found

@@ -14,6 +14,15 @@ NEUTRAL = "#8C8C8C"
 PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.4g}%")
 
 
+def literal(text: str, width: int = 40) -> str:
+    """Return a name as matplotlib draws it: as it is, not what is between dollars as a formula.
+
+    Of a name with more than `width` characters only the beginning.
+    """
+    short = text if len(text) <= width else f"{text[: width - 1]}…"
+    return short.replace("$", r"\$")
+
+
 def color_of(model: str) -> str:
     """Return the colour of a model, which is the same in each figure and in MLflow's UI."""
     names = list(MODELS)

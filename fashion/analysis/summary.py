@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from fashion.analysis import figures, markdown, tables
 from fashion.data.dataset import Subset
 from fashion.settings.experiment import Experiment, Recipe
-from fashion.settings.task import CLASSES
+from fashion.settings.task import FASHION_MNIST, Task
 from fashion.training.evaluation import Evaluation
 
 
@@ -20,17 +20,19 @@ def write_files(
     model: str,
     seed: int,
     history: pd.DataFrame,
+    training: Subset,
     subset: Subset,
     answers: Evaluation,
     calibration: pd.DataFrame,
 ) -> list[tables.ConfusedPair]:
-    """Write the learning curves, and what `write_predictions` does.
+    """Write the learning curves, the first training images, and what `write_predictions` does.
 
     Args:
         folder: folder to write to.
         model: name of the model.
         seed: seed for the choice of the images to draw.
         history: metrics by epoch.
+        training: the training images.
         subset: the classified images.
         answers: the model's predictions on `subset`.
         calibration: the result of `tables.calibration`.
@@ -39,6 +41,7 @@ def write_files(
         The most confused pairs of classes.
     """
     figures.learning_curves(history, model).savefig(folder / "learning_curves.png")
+    figures.contact_sheet(training).savefig(folder / "training_images.png")
     return write_predictions(folder, model, seed, subset, answers, calibration, "test images")
 
 
@@ -60,8 +63,8 @@ def write_predictions(
     Returns:
         The most confused pairs of classes.
     """
-    predicted = answers.logits.argmax(dim=1)
-    confusion = tables.confusion_matrix(subset.labels, predicted)
+    predicted, classes = answers.logits.argmax(dim=1), subset.task.classes
+    confusion = tables.confusion_matrix(subset.labels, predicted, classes)
     pairs = tables.confused_pairs(confusion)
     title = f"{model}: {answers.accuracy:.2%} of {len(subset):,} {images} are right"
 
@@ -70,10 +73,9 @@ def write_predictions(
     figures.confusion_matrix(confusion, title).savefig(folder / "confusion_matrix.png")
     if answers.logits.isfinite().all():  # not for a diverged model
         figures.reliability_diagram(calibration, title).savefig(folder / "reliability.png")
-        if len(subset.labels.unique()) == len(CLASSES):
-            figures.precision_recall_curves(subset.labels, answers.logits, title).savefig(
-                folder / "precision_recall.png"
-            )
+        if len(subset.labels.unique()) == len(classes):
+            curves = figures.precision_recall_curves(subset.labels, answers.logits, classes, title)
+            curves.savefig(folder / "precision_recall.png")
     rows = torch.randperm(len(subset), generator=torch.Generator().manual_seed(seed))[:9]
     _grid(subset, rows, answers, title).savefig(folder / "predictions.png")
     wrong = tables.most_confidently_wrong(subset.labels, answers.logits)
@@ -100,10 +102,11 @@ def pictures(folder: Path) -> dict[str, Path]:
 def _grid(subset: Subset, rows: torch.Tensor, answers: Evaluation, title: str) -> Figure:
     """Draw the images of `rows` with the model's predictions and their probabilities."""
     confidence, predicted = answers.logits[rows].softmax(dim=1).max(dim=1)
+    classes = subset.task.classes
     return figures.prediction_grid(
-        subset.images[rows],
-        predicted=[CLASSES[index] for index in predicted],
-        true=[CLASSES[index] for index in subset.labels[rows]],
+        subset.take(rows),
+        predicted=[classes[index] for index in predicted],
+        true=[classes[index] for index in subset.labels[rows]],
         title=title,
         confidence=confidence.tolist(),
     )
@@ -126,15 +129,14 @@ def final(answers: Evaluation) -> str:
     return _result("test", {"test_loss": answers.loss, "test_accuracy": answers.accuracy})
 
 
-def header(
-    experiment: Experiment, params: Mapping[str, Any], training: int, validation: int
-) -> str:
+def header(experiment: Experiment, params: Mapping[str, Any], data: Subset, validation: int) -> str:
     """Say in three lines what is about to be trained, how, on what.
 
     Args:
         experiment: the settings.
         params: what `build` returned.
-        training, validation: numbers of images.
+        data: the training images.
+        validation: number of validation images.
     """
     recipe = experiment.recipe
     held_out = f", {validation:,} held out" if validation else ""
@@ -143,9 +145,16 @@ def header(
     return (
         f"Training {experiment.model}, {params['num_parameters']:,} parameters\n"
         f"  {_plan(recipe)}\n"
-        f"  {training:,} images{held_out}; {params['device_name']}, {processes}{threads},"
-        f" {params['kernels_used']} kernels"
+        f"  {len(data):,} images{_kind(data.task)}{held_out}; {params['device_name']},"
+        f" {processes}{threads}, {params['kernels_used']} kernels"
     )
+
+
+def _kind(task: Task) -> str:
+    """Describe the images of another task than the lab's."""
+    if task == FASHION_MNIST:
+        return ""
+    return f" of {task.title}, {task.size}, {len(task.classes)} classes"
 
 
 def _plan(recipe: Recipe) -> str:

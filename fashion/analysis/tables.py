@@ -1,6 +1,7 @@
 """Compute tables of a model's predictions: confusion matrix, per-class metrics, calibration."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -9,8 +10,6 @@ import pandas as pd
 from sklearn.metrics import classification_report
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 from torch import Tensor
-
-from fashion.settings.task import CLASSES
 
 
 @dataclass(frozen=True)
@@ -26,15 +25,16 @@ class ConfusedPair:
         return f"{self.true} mistaken as {self.predicted}: {self.times} {unit}"
 
 
-def confusion_matrix(labels: Tensor, predicted: Tensor) -> pd.DataFrame:
+def confusion_matrix(labels: Tensor, predicted: Tensor, classes: Sequence[str]) -> pd.DataFrame:
     """Count images by true class (rows) and predicted class (columns).
 
     Args:
         labels, predicted: int64 class indices, shape (N,).
+        classes: their names.
     """
-    counts = sklearn_confusion_matrix(labels, predicted, labels=range(len(CLASSES)))
+    counts = sklearn_confusion_matrix(labels, predicted, labels=range(len(classes)))
     return pd.DataFrame(
-        counts, index=pd.Index(CLASSES, name="true"), columns=pd.Index(CLASSES, name="predicted")
+        counts, index=pd.Index(classes, name="true"), columns=pd.Index(classes, name="predicted")
     )
 
 
@@ -42,29 +42,37 @@ def confused_pairs(confusion: pd.DataFrame, top: int = 10) -> list[ConfusedPair]
     """Return the `top` most frequently confused (true, predicted) pairs, worst first."""
     pairs = [
         ConfusedPair(true, predicted, int(confusion.to_numpy()[row, column]))
-        for (row, true), (column, predicted) in permutations(enumerate(CLASSES), 2)
+        for (row, true), (column, predicted) in permutations(enumerate(confusion.index), 2)
     ]
     mistaken = [pair for pair in pairs if pair.times > 0]
     return sorted(mistaken, key=lambda pair: -pair.times)[:top]
 
 
-def per_class(labels: Tensor, predicted: Tensor) -> pd.DataFrame:
+def most_confused(confusion: pd.DataFrame, top: int) -> list[int]:
+    """Return the places of the `top` classes in most confusions, in the order of the classes."""
+    counts = confusion.to_numpy()
+    errors = counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal()
+    return sorted(np.argsort(-errors, kind="stable")[:top].tolist())
+
+
+def per_class(labels: Tensor, predicted: Tensor, classes: Sequence[str]) -> pd.DataFrame:
     """Return precision, recall, F1 and number of images, one row per class.
 
     A class that was never predicted has precision 0.
 
     Args:
         labels, predicted: int64 class indices, shape (N,).
+        classes: their names.
     """
     report = classification_report(
         labels,
         predicted,
-        labels=range(len(CLASSES)),
-        target_names=CLASSES,
+        labels=range(len(classes)),
+        target_names=classes,
         output_dict=True,
         zero_division=0,
     )
-    table = pd.DataFrame([{"class": name, **report[name]} for name in CLASSES])
+    table = pd.DataFrame([{"class": name, **report[name]} for name in classes])
     return table.rename(columns={"f1-score": "f1", "support": "images"}).astype({"images": int})
 
 
@@ -76,7 +84,7 @@ def calibration(labels: Tensor, logits: Tensor, bins: int = 15) -> pd.DataFrame:
 
     Args:
         labels: int64 class indices, shape (N,).
-        logits: float32, shape (N, 10).
+        logits: float32, shape (N, classes).
         bins: number of confidence bins of equal width between 0 and 1.
 
     Returns:

@@ -1,19 +1,20 @@
-"""Load Fashion-MNIST as tensors, and split it.
-
-Dataset: Xiao, Rasul and Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking
-Machine Learning Algorithms" (arXiv:1708.07747), in the version of 31 August 2017, which removed the
-overlap of training and test images.
-"""
+"""Labelled images as tensors, and their split into training and validation."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fashion.data.download import FILES, _read, locate
-from fashion.settings.task import IMAGE_SHAPE, SPLIT_SEED, check_val_size
+from fashion.data.splitting import SplitError, hold_out
+from fashion.errors import SettingError
+from fashion.settings.task import FASHION_MNIST, SPLIT_SEED, Task
+
+# Held out for validation where nobody says how many: at most so many images, and at most a tenth.
+USUAL_VAL_SIZE = 5000
 
 
 @dataclass(frozen=True)
@@ -22,65 +23,151 @@ class Subset:
 
     Attributes:
         name: name in MLflow's dataset lineage.
-        images: uint8, shape (N, 1, 28, 28), 0 (background) to 255.
-        labels: int64, shape (N,), indices into `CLASSES`.
+        pixels: uint8, shape (M, channels, height, width), 0 (background) to 255; may be mapped from
+            a file that is larger than memory.
+        labels: int64, shape (N,), indices into the task's classes.
         digest: 32 hexadecimal digits that identify the images and their order, derived from the
             verified SHA-256 of the files and the parameters of the split.
+        task: the classes and the shape.
+        rows: int64, shape (N,): which of `pixels` these are; None for all of them.
+        source: where the images come from: a URL, or a folder.
     """
 
     name: str
-    images: Tensor
+    pixels: Tensor
     labels: Tensor
     digest: str
+    task: Task = FASHION_MNIST
+    rows: Tensor | None = None
+    source: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def images(self) -> Tensor:
+        """All images in memory: uint8, shape (N, channels, height, width)."""
+        return self.pixels if self.rows is None else self.pixels[self.rows]
+
+    def take(self, index: Tensor) -> Tensor:
+        """Return the images at these places: uint8, shape (len(index), channels, height, width)."""
+        return self.pixels.index_select(0, index if self.rows is None else self.rows[index])
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """Yield all images in order, at most `size` at a time."""
+        if self.rows is None:
+            yield from self.pixels.split(size)
+        else:
+            yield from (self.pixels[rows] for rows in self.rows.split(size))
+
+    def on(self, device: torch.device) -> "Subset":
+        """Return the subset with images and labels on a device; chosen rows stay where they are.
+
+        These belong to images that may not fit into the device's memory.
+        """
+        labels = self.labels.to(device)
+        if self.rows is not None:
+            return replace(self, labels=labels)
+        return replace(self, pixels=self.pixels.to(device), labels=labels)
+
 
 @dataclass(frozen=True)
-class FashionMNIST:
-    """The verified dataset.
+class Dataset:
+    """Verified data of one task.
 
     Attributes:
-        train: all 60,000 training images, in the order of the file.
-        test: the 10,000 test images, in the order of the file.
-        directory: the directory of the files.
+        train: all training images, in a fixed order.
+        test: the test images, in a fixed order.
+        directory: where the files are.
+        validation: images that the data itself sets apart for validation; None if it does not.
+        groups: int64, shape (N,): the group of each training image; a split keeps the images of a
+            group together. None without groups.
     """
 
     train: Subset
     test: Subset
     directory: Path
+    validation: Subset | None = None
+    groups: Tensor | None = None
+
+    @property
+    def task(self) -> Task:
+        return self.train.task
+
+    @property
+    def usual_val_size(self) -> int:
+        """Number of validation images where nobody asks for another."""
+        if self.validation is not None:
+            return len(self.validation)
+        tenth = max(len(self.train) // 10, len(self.task.classes))
+        return min(USUAL_VAL_SIZE, tenth)
 
     def split(self, val_size: int) -> tuple[Subset, Subset | None]:
         """Split the training images into a training set and a stratified validation set.
 
         Args:
-            val_size: number of validation images; 0 is the lab's protocol, without validation.
+            val_size: number of validation images; 0 is the lab's protocol, without validation. With
+                `groups` it is approximate, as each stays whole.
 
         Returns:
             The training set and the validation set (None if `val_size` is 0), both in the order of
-            the file. Equal `val_size` gives equal sets.
+            the data. Equal `val_size` gives equal sets.
 
         Raises:
-            SettingError: `val_size` is too small or too large for all classes in both sets.
+            SettingError: `val_size` is too small or too large for all classes in both sets, the
+                data has validation images of its own, which are another number, or a class is in
+                one group only.
         """
-        check_val_size(val_size)
+        self.check_val_size(val_size)
         if val_size == 0:
             return self.train, None
+        if self.validation is not None:
+            return self.train, self.validation
+        train_rows, val_rows = self._rows(val_size)
+        key = f"val_size={val_size},seed={SPLIT_SEED}"
+        return (
+            select(self.train, sorted(train_rows), f"{self.task.name}-train", key),
+            select(self.train, sorted(val_rows), f"{self.task.name}-validation", key),
+        )
+
+    def _rows(self, val_size: int) -> tuple[list[int], list[int]]:
+        """Return which training images remain, and which are held out."""
+        labels = self.train.labels.numpy()
+        if self.groups is not None:
+            groups = self.groups.tolist()
+            order = np.random.default_rng(SPLIT_SEED).permutation(max(groups) + 1).tolist()
+            try:
+                held = hold_out(labels.tolist(), groups, val_size, keep=1, order=order)
+            except SplitError as error:
+                raise SettingError(
+                    f"all training images of {self.task.classes[error.label]} are in one group:"
+                    " none can be held out",
+                    "val_size",
+                ) from error
+            return np.setdiff1d(np.arange(len(labels)), held).tolist(), held
         # Imported here because it takes a second, and val_size=0 does not need it.
         from sklearn.model_selection import train_test_split
 
-        train_rows, val_rows = train_test_split(
-            range(len(self.train)),
-            test_size=val_size,
-            random_state=SPLIT_SEED,
-            stratify=self.train.labels.numpy(),
+        return train_test_split(
+            range(len(labels)), test_size=val_size, random_state=SPLIT_SEED, stratify=labels
         )
-        key = f"val_size={val_size},seed={SPLIT_SEED}"
-        return (
-            _select(self.train, sorted(train_rows), "fashion-mnist-train", key),
-            _select(self.train, sorted(val_rows), "fashion-mnist-validation", key),
-        )
+
+    def check_val_size(self, val_size: int) -> None:
+        """Raise SettingError unless `split` can hold out `val_size` training images."""
+        if self.validation is not None:
+            if val_size not in (0, len(self.validation)):
+                raise SettingError(
+                    f"{self.task.title} has {len(self.validation)} validation images of its own:"
+                    f" omit val_size {val_size}",
+                    "val_size",
+                )
+            return
+        least = len(self.task.classes)
+        if val_size and not least <= val_size <= len(self.train) - least:
+            raise SettingError(
+                f"{val_size} is neither 0 nor between {least} and {len(self.train) - least}",
+                "val_size",
+            )
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -88,46 +175,21 @@ def to_float(images: Tensor) -> Tensor:
     return images.to(torch.float32).div_(255)
 
 
-def load_dataset(data_dir: str | Path | None = None) -> FashionMNIST:
-    """Find, verify and read the dataset; download it if this machine does not have it.
+def select(subset: Subset, rows: list[int], name: str, key: str) -> Subset:
+    """Return some images of a subset as one of its own; `key` says by which rule.
 
-    The directory is `data_dir`, else the environment variable FASHION_DATA_DIR, else the cache
-    (`$XDG_CACHE_HOME/fashion-mnist`), else that of Debian's package if it is installed. Missing
-    files are added to `data_dir` or the cache: copied from Debian's package if it is installed,
-    else downloaded by torchvision, else by `apt-get download`.
-
-    Args:
-        data_dir: directory of the four IDX files, plain or gzipped.
-
-    Raises:
-        DataError: a file has the wrong checksum, the download failed, or the directory cannot be
-            read or written.
+    Images that are mapped from a file stay there.
     """
-    directory = locate(data_dir)
-    contents = {name: _read(directory, name) for name in FILES}
-    return FashionMNIST(
-        train=_subset("fashion-mnist-train", "train", contents),
-        test=_subset("fashion-mnist-test", "t10k", contents),
-        directory=directory,
+    index = torch.from_numpy(np.asarray(rows, dtype=np.int64))
+    chosen = replace(
+        subset, name=name, labels=subset.labels[index], digest=digest_of(subset.digest, name, key)
     )
+    if subset.rows is None:
+        return replace(chosen, pixels=subset.pixels[index])
+    return replace(chosen, rows=subset.rows[index])
 
 
-def _subset(name: str, prefix: str, contents: dict[str, bytearray]) -> Subset:
-    images, labels = f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"
-    pixels = torch.frombuffer(
-        contents[images], dtype=torch.uint8, offset=FILES[images].header
-    ).view(-1, *IMAGE_SHAPE)
-    classes = torch.frombuffer(contents[labels], dtype=torch.uint8, offset=FILES[labels].header)
-    return Subset(name, pixels, classes.long(), _digest(FILES[images].sha256, FILES[labels].sha256))
-
-
-def _select(subset: Subset, rows: list[int], name: str, key: str) -> Subset:
-    index = torch.tensor(rows)
-    return Subset(
-        name, subset.images[index], subset.labels[index], _digest(subset.digest, name, key)
-    )
-
-
-def _digest(*parts: str) -> str:
+def digest_of(*parts: str) -> str:
+    """Return the 32 hexadecimal digits of a `Subset` that these texts describe."""
     # MLflow's database stores at most 36 characters of a digest.
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]

@@ -46,20 +46,34 @@ FILES = {
 def locate(data_dir: str | Path | None = None) -> Path:
     """Return the directory of the four files, after adding missing ones.
 
-    For arguments and sources see `dataset.load_dataset`.
+    For arguments and sources see `fashion_mnist.load`.
 
     Raises:
         DataError: the download failed, or the directory cannot be read or written.
         files.FileError: it begins with ~ and a user that does not exist.
     """
-    chosen = data_dir or os.environ.get("FASHION_DATA_DIR")
-    directory = expanded(str(chosen)) if chosen else cache_dir()
-    if chosen and not directory.is_dir():
-        raise DataError(f"the data directory {directory} does not exist: create it, or correct it")
+    chosen = directory_of(data_dir)
+    directory = chosen or cache_dir()
     if _missing(directory):
         if not chosen and not _missing(DEBIAN_DIR):
             return DEBIAN_DIR
         _fill(directory)
+    return directory
+
+
+def directory_of(data_dir: str | Path | None = None) -> Path | None:
+    """Return the existing directory of downloaded sets that was chosen, None if none was.
+
+    Raises:
+        DataError: it does not exist.
+        files.FileError: it begins with ~ and a user that does not exist.
+    """
+    chosen = data_dir or os.environ.get("FASHION_DATA_DIR")
+    if not chosen:
+        return None
+    directory = expanded(str(chosen))
+    if not directory.is_dir():
+        raise DataError(f"the data directory {directory} does not exist: create it, or correct it")
     return directory
 
 
@@ -77,7 +91,7 @@ def _missing(directory: Path) -> list[str]:
         raise DataError(f"cannot read the data directory {directory}: {error.strerror}") from error
 
 
-def _read(directory: Path, name: str) -> bytearray:
+def read(directory: Path, name: str) -> bytearray:
     """Return the verified content of one file, decompressed."""
     path = _path(directory, name)
     if path is None:
@@ -115,7 +129,7 @@ def _fill(directory: Path) -> None:
             source = _fetch(Path(incoming))
             for name in _missing(directory):
                 verified = Path(incoming, f"{name}.verified")
-                verified.write_bytes(_read(source, name))
+                verified.write_bytes(read(source, name))
                 verified.replace(directory / name)
     except OSError as error:
         raise DataError(

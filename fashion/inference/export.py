@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from fashion.data.dataset import to_float
 from fashion.errors import FashionError
 from fashion.files import replacing
-from fashion.settings.task import IMAGE_SHAPE
 from fashion.training import evaluation
 
 # Single images, and batches with a smaller last one.
@@ -49,13 +48,13 @@ def to_pth(model: nn.Module, path: Path) -> str:
 def to_onnx(model: nn.Module, path: Path, images: Tensor) -> str:
     """Write the model as ONNX, then compare onnxruntime's logits with torch's.
 
-    The input "images" is float32 of shape (batch, 1, 28, 28) in [0, 1], the output "logits" float32
-    of shape (batch, 10), with any batch size.
+    The input "images" is float32 of shape (batch, channels, height, width) in [0, 1], the output
+    "logits" float32 of shape (batch, classes), with any batch size.
 
     Args:
         model: a module in evaluation mode, or the result of `models.load`.
         path: the file to write.
-        images: uint8, shape (N, 1, 28, 28), to compare on.
+        images: uint8, shape (N, channels, height, width), to compare on.
 
     Returns:
         One line that says what was verified.
@@ -70,7 +69,7 @@ def to_onnx(model: nn.Module, path: Path, images: Tensor) -> str:
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     # A batch of two keeps the dimension dynamic: torch.export fixes a dimension of size 1.
-    example = (torch.zeros(2, *IMAGE_SHAPE),)
+    example = (torch.zeros(2, *images.shape[1:]),)
     shapes = ({0: torch.export.Dim("batch")},)
     # A loaded model cannot be switched to evaluation mode, and torch.onnx.export warns about it.
     # It was traced in that mode, and torch.export accepts it.

@@ -1,6 +1,7 @@
 """Read labelled pictures: a folder with one folder for each class, such as photos/Coat/1.png."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -8,12 +9,9 @@ from typing import NamedTuple
 import torch
 
 from fashion.data.dataset import Subset
-from fashion.errors import FashionError, printable
-from fashion.inference import photographs, predict
-from fashion.settings.task import CLASSES
-
-# As names of folders, which cannot contain a slash.
-FOLDERS = [name.replace("/", "-") for name in CLASSES]
+from fashion.errors import FashionError, printable, some
+from fashion.inference import photographs
+from fashion.settings.task import FASHION_MNIST, Task
 
 
 class LabelledError(FashionError):
@@ -34,37 +32,42 @@ class Labelled(NamedTuple):
     others: Sequence[Path]
 
 
-def read(folder: Path, invert: str = "auto") -> Labelled:
+def folders(task: Task) -> list[str]:
+    """Return the classes as names of folders, which cannot contain a slash."""
+    return [name.replace("/", "-") for name in task.classes]
+
+
+def read(folder: Path, task: Task = FASHION_MNIST, invert: str = "auto") -> Labelled:
     """Read the pictures in the class folders of `folder`, and in the folders in these.
 
-    Case and punctuation of a class folder's name do not matter, and "tshirt" is enough for
-    T-shirt/top.
+    Case and punctuation of a class folder's name do not matter where they tell no classes apart,
+    and "tshirt" is enough for T-shirt/top.
 
     Args:
         folder: the folder.
-        invert: as for `photographs.convert`.
+        task: the classes, and how pictures are converted.
+        invert: as for `conversion.convert`.
 
     Raises:
         LabelledError: it is no folder, has no class folders, has others, or has pictures that
             cannot be read.
     """
-    shown = printable(str(folder))
+    shown, names, known = printable(str(folder)), some(folders(task)), _labels(task)
     try:
         entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
         raise LabelledError(f"cannot read {shown}: {error.strerror}") from error
     classes = [entry for entry in entries if entry.is_dir()]
     if not classes:
-        raise LabelledError(f"{shown} has no folders named after the classes, {', '.join(FOLDERS)}")
+        raise LabelledError(f"{shown} has no folders named after the classes, {names}")
     files: list[Path] = []
     labels: list[int] = []
     others = [entry for entry in entries if entry not in classes]
     for entry in classes:
-        label = _LABELS.get(_key(entry.name))
+        label = known.get(entry.name, known.get(_key(entry.name)))
         if label is None:
             raise LabelledError(
-                f"the folder {printable(str(entry))} is named after none of the classes,"
-                f" {', '.join(FOLDERS)}"
+                f"the folder {printable(str(entry))} is named after none of the classes, {names}"
             )
         found = photographs.find(entry)
         files += found.images
@@ -73,7 +76,7 @@ def read(folder: Path, invert: str = "auto") -> Labelled:
     images, problems = [], []
     for file in files:
         try:
-            images.append(predict.from_file(file, invert).image)
+            images.append(photographs.read(file, invert, task).image)
         except photographs.ImageError as error:
             problems.append(str(error))
     if problems:
@@ -82,15 +85,21 @@ def read(folder: Path, invert: str = "auto") -> Labelled:
     pixels, true = torch.stack(images), torch.tensor(labels)
     digest = hashlib.sha256(pixels.numpy().tobytes() + true.numpy().tobytes()).hexdigest()[:32]
     name = printable(folder.absolute().name) or "pictures"
-    return Labelled(Subset(name, pixels, true, digest), files, others)
+    subset = Subset(name, pixels, true, digest, task, source=str(folder.absolute()))
+    return Labelled(subset, files, others)
 
 
 def _key(name: str) -> str:
     return "".join(each for each in name.casefold() if each.isalnum())
 
 
-_LABELS = {
-    _key(each): label
-    for label, name in enumerate(CLASSES)
-    for each in (name, name.partition("/")[0])
-}
+def _labels(task: Task) -> dict[str, int]:
+    """Return the label by each name that a class folder may have."""
+    keys = [
+        (_key(each), label)
+        for label, name in enumerate(task.classes)
+        for each in {name, name.partition("/")[0]}
+    ]
+    of_key = Counter(key for key, _ in set(keys))
+    loose = {key: label for key, label in keys if key and of_key[key] == 1}
+    return loose | {name: label for label, name in enumerate(folders(task))}

@@ -1,15 +1,14 @@
 """Find image files in folders, and read them."""
 
 import os
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
-
-from fashion.errors import FashionError, printable
-from fashion.inference import conversion
-from fashion.inference.conversion import IMAGE_FORMATS, Converted
+from fashion.data.listing import suffixes
+from fashion.errors import FashionError, SettingError, printable
+from fashion.portable import conversion
+from fashion.portable.conversion import Converted
+from fashion.settings.task import FASHION_MNIST, Task
 
 
 class ImageError(FashionError):
@@ -54,21 +53,22 @@ def find(path: Path) -> Found:
     return Found(sorted(images) or [path], sorted(others))
 
 
-@cache
-def suffixes() -> frozenset[str]:
-    """Return the suffixes of files of `IMAGE_FORMATS`, in lower case with the dot."""
-    Image.init()
-    registered = Image.registered_extensions().items()
-    return frozenset(suffix for suffix, name in registered if name in IMAGE_FORMATS)
+def check_invert(invert: str, task: Task) -> None:
+    """Raise SettingError if pictures are to be inverted that a model takes as they are."""
+    if invert != "auto" and not task.extract:
+        raise SettingError(f"pictures are not inverted for {printable(task.title)}", "invert")
 
 
-def read(path: Path, invert: str = "auto") -> Converted:
-    """Read an image file as `conversion.read` does.
+def read(path: Path, invert: str = "auto", task: Task = FASHION_MNIST) -> Converted:
+    """Read an image file as a model of `task` takes it: its foreground, or the whole resized.
+
 
     Raises:
-        ImageError: as for `conversion.read`; the message names the file.
+        ImageError: as for `conversion.read` and `conversion.fit`; the message names the file.
     """
     try:
-        return conversion.read(path, invert)
+        if task.extract:
+            return conversion.read(path, invert)
+        return Converted(conversion.fit(path, task.shape), cluttered=False)
     except ValueError as error:
         raise ImageError(f"cannot read {printable(str(path))}: {error}") from error

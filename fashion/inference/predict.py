@@ -17,11 +17,13 @@ from fashion.data.dataset import Subset
 from fashion.errors import printable
 from fashion.files import replacing
 from fashion.inference import photographs
-from fashion.settings.task import CLASSES
+from fashion.settings.task import FASHION_MNIST, Task
 from fashion.training import evaluation
 
 # 20 rows of the figure; matplotlib's limit is a height of 65,535 pixels.
 MAX_DRAWN = 60
+# Characters that a third of the figure's width fits.
+CAPTION = 30
 # Fonts with Chinese, Japanese and Korean characters, which matplotlib's own lacks: those of Linux,
 # macOS and Windows.
 CJK_FONTS = (
@@ -35,15 +37,16 @@ class Sample(NamedTuple):
 
     Attributes:
         name: label of the image in the output.
-        image: uint8, shape (1, 28, 28), light on black.
+        image: uint8, shape (channels, height, width).
         true: true class, None if unknown.
-        cluttered: whether it was taken on cluttered ground, so that it may show something else.
+        cluttered: whether it was taken on cluttered ground, so that it may show something else;
+            None if the model takes pictures with their ground.
     """
 
     name: str
     image: Tensor
     true: str | None
-    cluttered: bool = False
+    cluttered: bool | None = False
 
 
 class Answer(NamedTuple):
@@ -60,23 +63,29 @@ class Answer(NamedTuple):
     probabilities: list[float]
 
 
-def from_file(path: Path, invert: str) -> Sample:
-    """Read an image file.
+def from_file(path: Path, invert: str, task: Task = FASHION_MNIST) -> Sample:
+    """Read an image file for a model of `task`.
 
     Raises:
         photographs.ImageError: as for `photographs.read`.
     """
-    image, cluttered = photographs.read(path, invert)
-    return Sample(printable(str(path)), image, None, cluttered)
+    image, cluttered = photographs.read(path, invert, task)
+    return Sample(printable(str(path)), image, None, cluttered if task.extract else None)
 
 
 def from_subset(subset: Subset, index: int) -> Sample:
     """Return an image of the dataset with its true class."""
-    return Sample(f"test image {index}", subset.images[index], CLASSES[subset.labels[index]])
+    (image,), task = subset.take(torch.tensor([index])), subset.task
+    true = task.classes[subset.labels[index]]
+    return Sample(f"test image {index}", image, true, False if task.extract else None)
 
 
 def classify(
-    model: nn.Module, samples: Sequence[Sample], top: int, temperature: float = 1.0
+    model: nn.Module,
+    samples: Sequence[Sample],
+    top: int,
+    temperature: float = 1.0,
+    classes: Sequence[str] = FASHION_MNIST.classes,
 ) -> list[Answer]:
     """Return the `top` most probable classes of each sample according to `model`.
 
@@ -85,11 +94,12 @@ def classify(
         samples: what to classify.
         top: number of classes.
         temperature: what logits are divided by before the softmax.
+        classes: names of the logits.
     """
     logits = evaluation.predict(model, torch.stack([sample.image for sample in samples]))
     best = (logits / temperature).softmax(dim=1).topk(top, dim=1)
     return [
-        Answer(sample, [CLASSES[index] for index in indices], probabilities)
+        Answer(sample, [classes[index] for index in indices], probabilities)
         for sample, indices, probabilities in zip(
             samples, best.indices.tolist(), best.values.tolist(), strict=True
         )
@@ -105,7 +115,10 @@ def render(answers: Sequence[Answer]) -> str:
         if sample.cluttered:
             lines.append(f"{'?':>8}  {' or '.join(classes)}, on cluttered ground")
             continue
-        lines += [f"{p:8.2%}  {name}" for name, p in zip(classes, probabilities, strict=True)]
+        lines += [
+            f"{p:8.2%}  {_shorten(name, terminal.WIDTH - 10)}"
+            for name, p in zip(classes, probabilities, strict=True)
+        ]
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -133,7 +146,7 @@ def write(answers: Sequence[Answer], path: Path) -> None:
 
     Each row or object is one class of one image: image (its name), true (its class; empty or null
     if unknown), rank (1 for the most probable), predicted (a class), probability (empty or null on
-    cluttered ground), ground (plain or cluttered).
+    cluttered ground), ground (plain or cluttered; left out if the model takes pictures with it).
 
     Raises:
         files.FileError: the file cannot be written.
@@ -153,6 +166,8 @@ def write(answers: Sequence[Answer], path: Path) -> None:
         ],
         columns=["image", "true", "rank", "predicted", "probability", "ground"],
     )
+    if all(answer.sample.cluttered is None for answer in answers):
+        table = table.drop(columns="ground")
     with replacing(path) as file:
         if path.suffix.lower() == ".json":
             table.to_json(file, orient="records", indent=2)
@@ -194,11 +209,13 @@ def draw(answers: Sequence[Answer], path: Path) -> None:
 
 
 def _caption(answer: Answer) -> str:
-    # A third of the figure's width fits 30 characters; matplotlib reads $ as mathematics.
-    name = _shorten(Path(answer.sample.name).name, 30).replace("$", r"\$")
+    from fashion.analysis.style import literal
+
+    name = literal(_shorten(Path(answer.sample.name).name, CAPTION))
     sure = "?" if answer.sample.cluttered else f"{answer.probabilities[0]:.0%}"
-    caption = f"{name}\n{answer.classes[0]} {sure}"
-    return f"{caption}\ntrue: {answer.sample.true}" if answer.sample.true else caption
+    caption = f"{name}\n{literal(answer.classes[0], CAPTION - 5)} {sure}"
+    true = answer.sample.true
+    return f"{caption}\ntrue: {literal(true, CAPTION - 5)}" if true else caption
 
 
 def _shorten(text: str, width: int) -> str:

@@ -1,4 +1,4 @@
-"""torchvision's classifiers, adapted to the dataset's images and classes."""
+"""torchvision's classifiers, adapted to the images and classes of a task."""
 
 import pickle
 from copy import deepcopy
@@ -10,29 +10,33 @@ import torchvision
 from torch import Tensor, nn
 
 from fashion.errors import ModelError
-from fashion.settings.task import CLASSES, IMAGE_SHAPE
+from fashion.settings.task import FASHION_MNIST, Task
 
 # Normalisation that torchvision's pretrained weights expect: red, green, blue.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# Smaller images than these would be a few pixels in the last layers.
+SMALL = 112
 
 
 class Adapted(nn.Module):
-    """A torchvision classifier for 28x28 grayscale images.
+    """A torchvision classifier for the images of a task.
 
-    The grey channel is used as red, green and blue. If the first convolution has stride 2, it gets
-    stride 1, because the network was designed for images eight times as large.
+    A grey channel is used as red, green and blue. If the images are smaller than `SMALL` and the
+    first convolution has stride 2, it gets stride 1, because the network was designed for images of
+    224 pixels.
 
     Args:
         name: name of a classifier of torchvision.models.
         pretrained: a file of weights for the 1,000 ImageNet classes, as torchvision writes them;
             "default" for torchvision's best weights, from its cache or the network; "" for none.
+        task: the images and classes.
 
     Raises:
         ModelError: the network cannot be adapted, or its weights cannot be loaded.
     """
 
-    def __init__(self, name: str, pretrained: str = "") -> None:
+    def __init__(self, name: str, pretrained: str = "", task: Task = FASHION_MNIST) -> None:
         super().__init__()
         # These take minutes to initialise unless told not to.
         options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
@@ -44,27 +48,30 @@ class Adapted(nn.Module):
         # Not torchvision's Normalize, which torch.export cannot trace.
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
-        self.network = _with_classes(network, len(CLASSES))
+        self.network = _with_classes(network, len(task.classes))
         first = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
-        if first.stride == (2, 2):
+        if max(task.shape[1:]) < SMALL and first.stride == (2, 2):
             first.stride = (1, 1)
-        self._check(name)
+        self._check(name, task)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network((images - self.mean) / self.std)
 
-    def _check(self, name: str) -> None:
+    def _check(self, name: str, task: Task) -> None:
         """Raise ModelError unless the forward pass returns logits."""
         # On a copy, because the pass updates batch normalisation's statistics.
         network = deepcopy(self).train()
         try:
             with torch.no_grad():
-                logits = network(torch.zeros(2, *IMAGE_SHAPE))
-            fits = logits.shape == (2, len(CLASSES))
+                logits = network(torch.zeros(2, *task.shape))
+            fits = logits.shape == (2, len(task.classes))
         except Exception:  # networks raise many types for images that are too small
             fits = False
         if not fits:
-            raise ModelError(f"torchvision:{name} cannot be adapted to images of 28 x 28 pixels")
+            height, width = task.shape[1:]
+            raise ModelError(
+                f"torchvision:{name} cannot be adapted to images of {height} x {width} pixels"
+            )
 
 
 def names() -> list[str]:

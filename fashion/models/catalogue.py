@@ -1,7 +1,8 @@
 """Build models by name.
 
 To add one, write its constructor in a file beside this one and name it in `MODELS`. Every model
-maps float32 images of shape (N, 1, 28, 28) in [0, 1] to logits of shape (N, 10).
+maps float32 images of a task's shape (N, channels, height, width) in [0, 1] to a logit for each
+class, (N, classes).
 """
 
 import inspect
@@ -14,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from fashion.errors import SettingError
 from fashion.settings.experiment import LAB_ARCHITECTURE, Architecture
+from fashion.settings.task import FASHION_MNIST, Task
 
 if TYPE_CHECKING:  # the command line lists the models without importing torch
     from torch import nn
 
-# Constructors; their parameters are the fields of `Architecture` that the model supports.
+# Constructors; their parameters are the task, and the fields of `Architecture` that the model
+# supports.
 MODELS = {
     "baseline": "fashion.models.lab:baseline",
     "nonlinear": "fashion.models.lab:nonlinear",
@@ -67,21 +70,26 @@ def options_of(name: str, architecture: Architecture) -> dict[str, Any]:
     return options
 
 
-def build(name: str, seed: int, architecture: Architecture = LAB_ARCHITECTURE) -> "nn.Module":
+def build(
+    name: str,
+    seed: int,
+    architecture: Architecture = LAB_ARCHITECTURE,
+    task: Task = FASHION_MNIST,
+) -> "nn.Module":
     """Return the model called `name` on the CPU, with weights initialised from `seed`.
 
     The global random state does not change.
 
     Raises:
         SettingError: as for `options_of`.
-        ModelError: as for `adapted.Adapted`.
+        ModelError: as for `lab.TinyVGG` and `adapted.Adapted`.
     """
     import torch
 
     options = options_of(name, architecture)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return constructor(name)(**options)
+        return constructor(name)(**options, task=task)
 
 
 def count_parameters(model: "nn.Module") -> int:

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from fashion.settings.task import CLASSES, IMAGE_SHAPE
+from fashion.settings.task import FASHION_MNIST, Task
 
 
 class CompactVGG(nn.Sequential):
@@ -15,12 +15,15 @@ class CompactVGG(nn.Sequential):
         hidden_units: channels of the first of three blocks; the others have two and three times as
             many.
         dropout: probability of dropping a channel before the classifier.
+        task: the images and classes.
     """
 
-    def __init__(self, hidden_units: int = 16, dropout: float = 0.0) -> None:
+    def __init__(
+        self, hidden_units: int = 16, dropout: float = 0.0, task: Task = FASHION_MNIST
+    ) -> None:
         first, second, third = hidden_units, 2 * hidden_units, 3 * hidden_units
         super().__init__(
-            *self._convolution(IMAGE_SHAPE[0], first, pool=True),
+            *self._convolution(task.channels, first, pool=True),
             *self._convolution(first, second),
             *self._convolution(second, second, pool=True),
             *self._convolution(second, third),
@@ -28,7 +31,7 @@ class CompactVGG(nn.Sequential):
             nn.AdaptiveMaxPool2d(1),
             nn.Flatten(),
             *([nn.Dropout(dropout)] if dropout else []),
-            nn.Linear(third, len(CLASSES)),
+            nn.Linear(third, len(task.classes)),
         )
 
     @staticmethod

@@ -1,43 +1,43 @@
 """The lab's three models, and a corrected version of the second one."""
 
-import math
 from collections import OrderedDict
 from itertools import pairwise
 
 from torch import nn
 
-from fashion.settings.task import CLASSES, IMAGE_SHAPE
+from fashion.errors import ModelError
+from fashion.settings.task import FASHION_MNIST, Task
 
 
-def baseline(hidden_units: int = 10) -> nn.Module:
+def baseline(hidden_units: int = 10, task: Task = FASHION_MNIST) -> nn.Module:
     """V0: two linear layers without activation between them, so a linear classifier."""
     return nn.Sequential(
         nn.Flatten(),
-        nn.Linear(math.prod(IMAGE_SHAPE), hidden_units),
-        nn.Linear(hidden_units, len(CLASSES)),
+        nn.Linear(task.pixels, hidden_units),
+        nn.Linear(hidden_units, len(task.classes)),
     )
 
 
-def nonlinear(hidden_units: int = 10) -> nn.Module:
+def nonlinear(hidden_units: int = 10, task: Task = FASHION_MNIST) -> nn.Module:
     """V1: a ReLU after each linear layer.
 
     The last ReLU clamps the logits at zero, and clamped logits get no gradient. This mistake is
     part of the lab.
     """
-    return nn.Sequential(*_one_hidden_layer(hidden_units), nn.ReLU())
+    return nn.Sequential(*_one_hidden_layer(hidden_units, task), nn.ReLU())
 
 
-def nonlinear_fixed(hidden_units: int = 10) -> nn.Module:
+def nonlinear_fixed(hidden_units: int = 10, task: Task = FASHION_MNIST) -> nn.Module:
     """V1 without the last ReLU, to show its effect."""
-    return nn.Sequential(*_one_hidden_layer(hidden_units))
+    return nn.Sequential(*_one_hidden_layer(hidden_units, task))
 
 
-def _one_hidden_layer(hidden_units: int) -> list[nn.Module]:
+def _one_hidden_layer(hidden_units: int, task: Task) -> list[nn.Module]:
     return [
         nn.Flatten(),
-        nn.Linear(math.prod(IMAGE_SHAPE), hidden_units),
+        nn.Linear(task.pixels, hidden_units),
         nn.ReLU(),
-        nn.Linear(hidden_units, len(CLASSES)),
+        nn.Linear(hidden_units, len(task.classes)),
     ]
 
 
@@ -51,6 +51,10 @@ class TinyVGG(nn.Sequential):
         blocks: number of blocks, 1 to 4; each halves height and width.
         dropout: probability of dropping a feature before the classifier.
         batch_norm: add batch normalisation after each convolution.
+        task: the images and classes.
+
+    Raises:
+        ModelError: the images are too small for the blocks.
     """
 
     def __init__(
@@ -59,9 +63,15 @@ class TinyVGG(nn.Sequential):
         blocks: int = 2,
         dropout: float = 0.0,
         batch_norm: bool = False,
+        task: Task = FASHION_MNIST,
     ) -> None:
-        size = IMAGE_SHAPE[-1] // 2**blocks
-        channels = [IMAGE_SHAPE[0], *[hidden_units] * blocks]
+        height, width = (size // 2**blocks for size in task.shape[1:])
+        if not height * width:
+            raise ModelError(
+                f"{blocks} blocks of the cnn need images of {2**blocks}x{2**blocks} pixels or more,"
+                f" not {task.size}: set blocks or image_size"
+            )
+        channels = [task.channels, *[hidden_units] * blocks]
         layers: dict[str, nn.Module] = {}
         for number, (inputs, outputs) in enumerate(pairwise(channels), start=1):
             layers[f"block_{number}"] = nn.Sequential(
@@ -72,7 +82,7 @@ class TinyVGG(nn.Sequential):
         layers["classifier"] = nn.Sequential(
             nn.Flatten(),
             *([nn.Dropout(dropout)] if dropout else []),
-            nn.Linear(hidden_units * size**2, len(CLASSES)),
+            nn.Linear(hidden_units * height * width, len(task.classes)),
         )
         super().__init__(OrderedDict(layers))
 

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fashion.settings.task import CLASSES, IMAGE_SHAPE
+from fashion.settings.task import FASHION_MNIST, Task
 
 
 class ResNet(nn.Sequential):
@@ -17,11 +17,18 @@ class ResNet(nn.Sequential):
             halves height and width.
         blocks: residual blocks per stage, each with two 3x3 convolutions.
         dropout: probability of dropping a feature before the classifier.
+        task: the images and classes.
     """
 
-    def __init__(self, hidden_units: int = 16, blocks: int = 2, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        hidden_units: int = 16,
+        blocks: int = 2,
+        dropout: float = 0.0,
+        task: Task = FASHION_MNIST,
+    ) -> None:
         layers: list[nn.Module] = [
-            nn.Conv2d(IMAGE_SHAPE[0], hidden_units, kernel_size=3, padding=1, bias=False),
+            nn.Conv2d(task.channels, hidden_units, kernel_size=3, padding=1, bias=False),
             nn.BatchNorm2d(hidden_units),
             nn.ReLU(),
         ]
@@ -35,7 +42,7 @@ class ResNet(nn.Sequential):
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
             *([nn.Dropout(dropout)] if dropout else []),
-            nn.Linear(inputs, len(CLASSES)),
+            nn.Linear(inputs, len(task.classes)),
         )
 
 

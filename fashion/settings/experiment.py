@@ -6,12 +6,13 @@ Each field declares one option; see `option.py` for what is derived from it.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from pathlib import PurePath
 from typing import Any, Self
 
 from fashion.errors import SettingError
-from fashion.settings import task
 from fashion.settings.option import fact, flatten, option, options_of, read
 from fashion.settings.presets import PRESETS
+from fashion.settings.task import FASHION_MNIST
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "muon")
 SCHEDULES = ("constant", "cosine", "one-cycle")
@@ -19,6 +20,7 @@ PRECISIONS = ("float32", "bfloat16")
 AUGMENTATIONS = ("flip", "shift", "erase")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 KERNELS = ("auto", "native", "torch")
+CLASS_WEIGHTS = ("none", "balanced")
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,12 @@ class Recipe:
     precision: str = option(
         "float32", "Data type of matrix products and convolutions.", choices=PRECISIONS
     )
+    class_weights: str = option(
+        "none",
+        "Weights of the classes in the training loss: balanced weighs each image by the inverse of"
+        " its class's share.",
+        choices=CLASS_WEIGHTS,
+    )
 
     def __post_init__(self) -> None:
         if self.optimizer != "sgd" and (self.momentum or self.nesterov):
@@ -160,12 +168,33 @@ class Experiment:
     """
 
     model: str = option("cnn", "Name of the model.", metavar="MODEL")
+    data: str = option(
+        FASHION_MNIST.name,
+        "Images to train on: fashion-mnist, mnist, kmnist, qmnist, emnist:SPLIT, cifar10, a folder"
+        " of pictures with a folder for each class, or a CSV file with columns path and label.",
+        metavar="DATA",
+        preset=False,
+    )
+    image_size: int = option(
+        0,
+        "Height and width of the images in pixels; 0 for those of the data.",
+        min=0,
+        max=1024,
+        preset=False,
+        decides=False,
+    )
+    strict: bool = option(
+        False,
+        "Refuse a folder with pictures that cannot be read, instead of leaving them out.",
+        preset=False,
+        decides=False,
+    )
     architecture: Architecture = field(default=LAB_ARCHITECTURE)
     val_size: int = option(
         5000,
-        "Number of training images held out for validation; 0 is the lab's protocol.",
+        "Number of training images held out for validation; 0 is the lab's protocol. Of other data"
+        " than Fashion-MNIST the default is a tenth, at most 5000.",
         min=0,
-        max=task.TRAIN_SIZE,
         preset=False,
     )
     # `device_type` decides instead.
@@ -192,7 +221,6 @@ class Experiment:
     )
 
     def __post_init__(self) -> None:
-        task.check_val_size(self.val_size)
         if self.recipe.patience and not self.val_size:
             raise SettingError("patience needs validation data: val_size is 0")
 
@@ -224,6 +252,9 @@ class Experiment:
         """The model, the preset, and the settings that are not its: "cnn lr=0.05 seed=43"."""
         usual = self.from_options({"preset": self.preset, "model": self.model}).to_dict()
         settings = self.to_dict()
+        if self.data != FASHION_MNIST.name:
+            # Of a path the last part is enough, and val_size is the data's own.
+            settings |= {"data": PurePath(self.data).name, "val_size": usual["val_size"]}
         changed = [f"{name}={settings[name]}" for name in settings if settings[name] != usual[name]]
         preset = [] if self.preset == OPTIONS["preset"].default else [f"preset={self.preset}"]
         return " ".join([self.model, *preset, *changed])
@@ -245,6 +276,8 @@ class Conditions:
     cpu_capability: str = fact(decides=False, tag=True)
     split_seed: int = fact()
     train_digest: str = fact()
+    image_shape: str = fact(decides=False)
+    classes: int = fact(decides=False)
     torch_version: str = fact(tag=True)
     python_version: str = fact(decides=False, tag=True)
     num_parameters: int = fact(decides=False)

@@ -12,7 +12,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from fashion.analysis.style import COLORS, NEUTRAL, PERCENT, WRONG, styled
-from fashion.sweeps.plan import METRIC, Range, Searched
+from fashion.settings.metrics import METRICS, described, score
+from fashion.sweeps.plan import Range, Searched
 from fashion.sweeps.trials import TrialResult
 
 # Height of the labels of an axis's ends and of the axis itself, which is 0 to 1.
@@ -21,44 +22,53 @@ _NAME = 1.08
 
 @styled
 def parallel_coordinates(
-    results: Sequence[TrialResult], dimensions: Mapping[str, Searched]
+    results: Sequence[TrialResult], dimensions: Mapping[str, Searched], metric: str
 ) -> Figure:
-    """Draw each trial as a line across its settings, to its validation accuracy on the right.
+    """Draw each trial as a line across its settings, to its `metric` on the right.
 
-    Trials that were stopped early are thin; failed ones, which have no accuracy that counts, are
+    Trials that were stopped early are thin; failed ones, which have no result that counts, are
     dotted and end before it.
 
     Args:
         results: the trials.
         dimensions: by option, the choices or the range that were searched.
+        metric: what the trials are compared by.
     """
     figure = Figure(figsize=(max(6.0, 1.5 * len(dimensions) + 3), 4.5), layout="constrained")
     axes = figure.add_subplot()
-    accuracies = [result.metrics[METRIC] for result in results if _counts(result)]
-    scale = Normalize(min(accuracies, default=0), max(accuracies, default=1) or 1)
-    colors = colormaps["viridis_r"]
+    found = [result.metrics[metric] for result in results if _counts(result, metric)]
+    scale = Normalize(min(found, default=0), max(found, default=1) or 1)
+    lower_is_better = METRICS[metric].lower_is_better
+    colors = colormaps["viridis" if lower_is_better else "viridis_r"]
     # The best one last, on top.
-    for result in sorted(results, key=lambda each: each.metrics.get(METRIC, 0)):
+    for result in sorted(results, key=lambda each: _merit(each, metric)):
         heights = [_height(value, result.config[name]) for name, value in dimensions.items()]
         style: dict[str, Any] = {"color": WRONG, "linewidth": 1.0, "linestyle": ":"}
-        if _counts(result):
-            share = scale(result.metrics[METRIC])
+        if _counts(result, metric):
+            share = scale(result.metrics[metric])
             heights.append(float(share))
             style = {"color": colors(share), "linewidth": 0.6 if result.stopped else 1.8}
         axes.plot(range(len(heights)), heights, **style)
     for position, (name, dimension) in enumerate(dimensions.items()):
         _draw_axis(axes, position, name, dimension)
-    axes.text(len(dimensions), _NAME, "validation\naccuracy", ha="center", va="bottom")
+    axes.text(
+        len(dimensions), _NAME, described(metric).replace(" ", "\n", 1), ha="center", va="bottom"
+    )
     axes.set_axis_off()
-    bar = figure.colorbar(ScalarMappable(scale, colors), ax=axes, format=PERCENT, pad=0.02)
+    bar = figure.colorbar(
+        ScalarMappable(scale, colors),
+        ax=axes,
+        pad=0.02,
+        format=PERCENT if METRICS[metric].scale == 100 else None,
+    )
     bar.outline.set_visible(False)
-    axes.set_title(f"{_counted(results)}\n\n")
+    axes.set_title(f"{_counted(results, metric)}\n\n")
     return figure
 
 
 @styled
-def importances(shares: Mapping[str, float]) -> Figure:
-    """Draw the share of the validation accuracy's variance that each option explains."""
+def importances(shares: Mapping[str, float], metric: str) -> Figure:
+    """Draw the share of the variance of `metric` that each option explains."""
     ordered = sorted(shares.items(), key=lambda item: item[1])
     figure = Figure(figsize=(6, 1.2 + 0.35 * len(ordered)), layout="constrained")
     axes = figure.add_subplot()
@@ -67,18 +77,22 @@ def importances(shares: Mapping[str, float]) -> Figure:
     axes.bar_label(bars, labels=[f"{value:.0%}" for value in values], padding=3)
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PERCENT)
-    axes.set_xlabel("share of the validation accuracy's variance")
+    axes.set_xlabel(f"share of the variance of the {described(metric)}")
     axes.set_title("Which option matters?")
     return figure
 
 
-def _counts(result: TrialResult) -> bool:
-    return result.failure is None and METRIC in result.metrics
+def _counts(result: TrialResult, metric: str) -> bool:
+    return result.failure is None and metric in result.metrics
 
 
-def _counted(results: Sequence[TrialResult]) -> str:
-    failed = sum(not _counts(result) for result in results)
-    stopped = sum(_counts(result) and result.stopped for result in results)
+def _merit(result: TrialResult, metric: str) -> float:
+    return score(metric, result.metrics[metric]) if metric in result.metrics else -math.inf
+
+
+def _counted(results: Sequence[TrialResult], metric: str) -> str:
+    failed = sum(not _counts(result, metric) for result in results)
+    stopped = sum(_counts(result, metric) and result.stopped for result in results)
     parts = [f"{len(results)} trials"]
     parts += [f"{stopped} stopped early (thin)"] * bool(stopped)
     parts += [f"{failed} failed (dotted)"] * bool(failed)

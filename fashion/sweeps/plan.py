@@ -16,9 +16,9 @@ import click
 from fashion.errors import FashionError, SettingError
 from fashion.settings import document
 from fashion.settings.experiment import OPTIONS
+from fashion.settings.metrics import DEFAULT_METRIC, VALIDATION_METRICS
 from fashion.settings.option import Finite, option, options_of
 
-METRIC, MODE = "val_accuracy", "max"
 SEARCHES = ("random", "grid", "optuna")
 
 
@@ -36,6 +36,7 @@ class Plan:
         "Search algorithm: grid tries all combinations, optuna learns from earlier trials.",
         choices=SEARCHES,
     )
+    metric: str = option(DEFAULT_METRIC, "Metric to compare trials by.", choices=VALIDATION_METRICS)
     trials: int = option(20, "Number of trials of random and optuna.", min=1)
     grace_epochs: int = option(
         1,

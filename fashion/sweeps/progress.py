@@ -1,5 +1,6 @@
 """Show a sweep's progress: a live table on a terminal, else one line per finished trial."""
 
+import math
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -8,7 +9,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from fashion.sweeps.plan import Space
+from fashion.settings.metrics import METRICS, score
+from fashion.sweeps.plan import Plan, Space
 
 # Fits a small terminal.
 ROWS = 20
@@ -20,8 +22,8 @@ Row = tuple[str, str, int, float | None, dict[str, Any]]
 class TrialTable:
     """Display of the trials, for use as a context manager."""
 
-    def __init__(self, space: Space, epochs: int) -> None:
-        self._options, self._epochs = space.searched, epochs
+    def __init__(self, space: Space, plan: Plan) -> None:
+        self._options, self._epochs, self._metric = space.searched, plan.epochs, plan.metric
         self._console = Console()
         self._live = Live(console=self._console, refresh_per_second=2)
         self._printed: set[str] = set()
@@ -41,34 +43,41 @@ class TrialTable:
             self._live.stop()
 
     def show(self, rows: Sequence[Row]) -> None:
-        """Show the trials: (name, status, epochs trained, accuracy, configuration)."""
+        """Show the trials: (name, status, epochs trained, metric, configuration)."""
         if self._console.is_terminal:
             self._live.update(self._table(rows))
             return
-        for name, status, epoch, accuracy, config in rows:
+        for name, status, epoch, value, config in rows:
             if status in ENDED and name not in self._printed:
                 self._printed.add(name)
                 what = " ".join(f"{option}={_short(config[option])}" for option in self._options)
                 print(
                     f"trial {name}: {_status(status, epoch, self._epochs)},"
-                    f" {_percent(accuracy)}: {what}",
+                    f" {self._value(value)}: {what}",
                     flush=True,
                 )
 
     def _table(self, rows: Sequence[Row]) -> Table:
         table = Table(box=None, caption=_count(rows), caption_justify="left")
-        for heading in ("trial", "", "ep.", "val %", *self._options):
+        for heading in ("trial", "", "ep.", METRICS[self._metric].header, *self._options):
             table.add_column(heading, no_wrap=True, justify="right" if heading != "" else "left")
-        best_first = sorted(rows, key=lambda row: (row[1] in ENDED, -(row[3] or 0)))
-        for name, status, epoch, accuracy, config in best_first[:ROWS]:
+        best_first = sorted(rows, key=lambda row: (row[1] in ENDED, -self._merit(row[3])))
+        for name, status, epoch, value, config in best_first[:ROWS]:
             table.add_row(
                 name,
                 _status(status, epoch, self._epochs),
                 str(epoch),
-                _percent(accuracy),
+                self._value(value),
                 *(_short(config[option]) for option in self._options),
             )
         return table
+
+    def _value(self, value: float | None) -> str:
+        metric = METRICS[self._metric]
+        return "-" if value is None else format(value * metric.scale, metric.spec)
+
+    def _merit(self, value: float | None) -> float:
+        return -math.inf if value is None else score(self._metric, value)
 
 
 def _count(rows: Sequence[Row]) -> str:
@@ -80,10 +89,6 @@ def _status(status: str, epoch: int, epochs: int) -> str:
     if status == "TERMINATED":
         return "finished" if epoch >= epochs else "stopped early"
     return "failed" if status == "ERROR" else status.lower()
-
-
-def _percent(accuracy: float | None) -> str:
-    return "-" if accuracy is None else f"{100 * accuracy:.2f}"
 
 
 def _short(value: Any) -> str:

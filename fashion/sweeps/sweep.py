@@ -11,11 +11,12 @@ import mlflow
 from mlflow.entities import Run
 
 from fashion import advice
-from fashion.data.dataset import FashionMNIST
+from fashion.data.dataset import Dataset
 from fashion.files import replacing
 from fashion.settings.experiment import Experiment
+from fashion.settings.task import FASHION_MNIST
 from fashion.sweeps import report, tuner
-from fashion.sweeps.plan import METRIC, Plan, Space
+from fashion.sweeps.plan import Plan, Space
 from fashion.sweeps.trials import TrialResult
 from fashion.sweeps.tuner import Resolve
 from fashion.tracking import checkpoint, overview, runs, store
@@ -55,7 +56,7 @@ def run(
     options: Mapping[str, Any],
     space: Space,
     plan: Plan,
-    dataset: FashionMNIST,
+    dataset: Dataset,
     val_size: int,
     storage: str = "",
     resolve: Resolve = Experiment.from_options,
@@ -100,12 +101,16 @@ def run(
         except BaseException:
             training_runs.print_advice("sweep", run_id)
             raise
-        best = report.best(results)
+        best = report.best(results, plan.metric)
         again = advice.command("sweep", resume=run_id)
         with store.refusals(f"the results are saved; continue with {again}"):
-            _log(results, best, space)
+            _log(results, best, space, plan.metric)
             overview.describe_sweep(
-                best.run_id, best.name, best.metrics[METRIC], report.command(best.config)
+                best.run_id,
+                best.name,
+                best.metrics[plan.metric],
+                plan.metric,
+                report.command(best.config),
             )
     return run_id, best
 
@@ -115,17 +120,18 @@ def _begin(
 ) -> None:
     with replacing(_path(parent.info.run_id)) as path:
         path.write_text(json.dumps(dict(options)), encoding="utf-8")
-    params = {**asdict(plan), "val_size": val_size}
+    data = space.dimensions.get("data", FASHION_MNIST.name)
+    params = {**asdict(plan), "val_size": val_size, "data": data}
     with store.refusals(store.START_IT):
         # `mlflow run` has already logged the entry point's parameters.
         mlflow.log_params({key: params[key] for key in params.keys() - parent.data.params.keys()})
         mlflow.log_text(space.text, "space.yaml")
 
 
-def _log(results: Sequence[TrialResult], best: TrialResult, space: Space) -> None:
-    mlflow.log_text(report.table(results, space).to_csv(index=False), "trials.csv")
+def _log(results: Sequence[TrialResult], best: TrialResult, space: Space, metric: str) -> None:
+    mlflow.log_text(report.table(results, space, metric).to_csv(index=False), "trials.csv")
     mlflow.log_text(f"{report.command(best.config)}\n", "best.txt")
-    for name, figure in report.figures(results, space).items():
+    for name, figure in report.figures(results, space, metric).items():
         mlflow.log_figure(figure, name)
     mlflow.log_metrics(
         {

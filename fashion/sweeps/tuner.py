@@ -26,7 +26,8 @@ from ray.tune.search.optuna import OptunaSearch
 
 from fashion.data.dataset import Subset
 from fashion.settings.experiment import Experiment
-from fashion.sweeps.plan import METRIC, MODE, Plan, Range, Space
+from fashion.settings.metrics import METRICS
+from fashion.sweeps.plan import Plan, Range, Space
 from fashion.sweeps.progress import TrialTable
 from fashion.sweeps.trials import Children, SweepError, TrialResult
 from fashion.tracking import store
@@ -74,7 +75,7 @@ def run(
     """
     with store.refusals(store.START_IT):
         children = Children(parent)
-    with TrialTable(space, plan.epochs) as table:
+    with TrialTable(space, plan) as table:
         reporter = _Reporter(children, table, plan)
         try:
             tune.run(
@@ -83,8 +84,8 @@ def run(
                 ),
                 name=parent.info.run_id,
                 config=_domains(space, plan.search),
-                metric=METRIC,
-                mode=MODE,
+                metric=plan.metric,
+                mode="min" if METRICS[plan.metric].lower_is_better else "max",
                 num_samples=1 if plan.search == "grid" else plan.trials,
                 search_alg=_searcher(plan),
                 scheduler=_scheduler(plan),
@@ -111,7 +112,7 @@ def _train_trial(
 ) -> None:
     """Train one trial on a worker, from its last checkpoint if there is one."""
     experiment = resolve(config)
-    model, params = build(experiment, training.digest)
+    model, params = build(experiment, training)
     state, epochs = None, []
     checkpoint = tune.get_checkpoint()
     if checkpoint is not None:
@@ -179,7 +180,7 @@ class _Reporter(tune.Callback):
         self._children.end(trial.trial_id, result.failure, result.stopped)
 
     def _show(self, trials: list[Trial]) -> None:
-        self._table.show([_row(trial) for trial in trials])
+        self._table.show([_row(trial, self._plan.metric) for trial in trials])
 
 
 def _trial_result(trial: Trial, children: Children, plan: Plan) -> TrialResult:
@@ -199,13 +200,13 @@ def _trial_result(trial: Trial, children: Children, plan: Plan) -> TrialResult:
     )
 
 
-def _row(trial: Trial) -> tuple[str, str, int, float | None, dict[str, Any]]:
+def _row(trial: Trial, metric: str) -> tuple[str, str, int, float | None, dict[str, Any]]:
     result = trial.run_metadata.last_result
     return (
         trial.trial_id,
         trial.status,
         result.get("epoch", 0),
-        result.get(METRIC),
+        result.get(metric),
         dict(trial.config),
     )
 

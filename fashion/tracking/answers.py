@@ -13,10 +13,10 @@ from mlflow.exceptions import MlflowException
 
 from fashion.analysis import predictions
 from fashion.analysis.predictions import Predictions
-from fashion.data.dataset import FashionMNIST, Subset
+from fashion.data.dataset import Dataset, Subset
 from fashion.errors import DataError, FashionError, SettingError
 from fashion.inference import classifier
-from fashion.tracking import models, query, versions
+from fashion.tracking import archive, models, query, versions
 from fashion.tracking.store import without_progress_bar
 from fashion.training import evaluation
 
@@ -103,7 +103,7 @@ def _found(text: str, uri: str) -> Source:
     return Source(name, uri, logged, run)
 
 
-def on(source: Source, dataset: FashionMNIST) -> dict[str, Answers]:
+def on(source: Source, dataset: Dataset) -> dict[str, Answers]:
     """Return a model's answers to the test images and, if it is known, its validation images.
 
     The model runs only if its run has not kept its predictions.
@@ -111,8 +111,10 @@ def on(source: Source, dataset: FashionMNIST) -> dict[str, Answers]:
     Raises:
         AnswersError: its run has tested it on other images.
         RegistryError: the model cannot be loaded.
-        ForeignModelError: it does not classify images of Fashion-MNIST.
+        ForeignModelError: it classifies something else than the data.
     """
+    task = archive.task_of(source.uri)
+    classifier.check_data(source.name, task, dataset.task)
     subsets = {"validation": _validation(source.run, dataset), "test": dataset.test}
     kept = _kept(source.run) if source.run else {}
     if "test" in kept and kept["test"].digest != dataset.test.digest:
@@ -126,14 +128,14 @@ def on(source: Source, dataset: FashionMNIST) -> dict[str, Answers]:
     answered = {split: kept[split] for split in asked if split not in missing}
     if missing:
         model = models.load(source.uri)
-        classifier.check(model, source.name)
+        classifier.check(model, source.name, task)
         for split in missing:
             subset = asked[split]
             answered[split] = predictions.of(subset, evaluation.evaluate(model, subset))
     return {split: Answers(subset, answered[split]) for split, subset in asked.items()}
 
 
-def _validation(run: Run | None, dataset: FashionMNIST) -> Subset | None:
+def _validation(run: Run | None, dataset: Dataset) -> Subset | None:
     """Return the images that a run was validated on.
 
     None of a model of no known run: it may have been trained on images that are held out here.

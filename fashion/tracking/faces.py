@@ -1,53 +1,76 @@
 """Save models with two faces: a torch.export program, and one that answers pictures with classes.
 
 `mlflow.pytorch` loads the program, which maps images to logits. `mlflow.pyfunc`, and with it
-`mlflow models serve`, loads the program by `fashion.inference.served`. This and the file that it
+`mlflow models serve`, loads the program by `fashion.portable.served`. This and the file that it
 imports are stored with the model, so that it works where this project is not installed.
 """
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import mlflow
 from mlflow import pyfunc
 from mlflow.models import Model, ModelSignature
-from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from torch import nn
 
-from fashion import inference
-from fashion.settings.task import CLASSES
+from fashion import portable
+from fashion.errors import some
+from fashion.settings.task import Task
 
 CODE = "code"
 FILES = ("conversion.py", "served.py")
 # `digest` of each version of these files, so that its models stay usable; a change adds one.
-RELEASED = frozenset({"b42bceefefb72b886c3b614cf048250bceb15d29c2be1a511edfd318851f6616"})
-SIGNATURE = ModelSignature(
-    # None, as MLflow would let either files or arrays pass.
-    inputs=None,
-    outputs=Schema(
-        [
-            ColSpec(DataType.string, "class"),
-            ColSpec(DataType.double, "probability", required=False),
-            ColSpec(DataType.string, "ground"),
-        ]
-    ),
-    params=ParamSchema(
-        [ParamSpec("top", DataType.long, 1), ParamSpec("invert", DataType.string, "auto")]
-    ),
+RELEASED = frozenset(
+    {
+        "b42bceefefb72b886c3b614cf048250bceb15d29c2be1a511edfd318851f6616",
+        "2658b9c03015ecfcbf678f170392ac14526f3f96bd91fd4179e90a6c0df7dff4",
+    }
 )
-DESCRIPTION = {
-    "inputs": "pictures of one garment each: PNG, JPEG or WebP, in a column image (bytes, in JSON"
-    " base64), file paths, or images of 28x28 pixels, light on black, uint8 or floats in [0, 1]",
-    "outputs": f"class, one of {', '.join(CLASSES)}; its probability, null on cluttered ground;"
-    " ground, plain or cluttered",
-    "pytorch": "float32 images (N, 1, 28, 28), in [0, 1], light on black, to logits (N, 10)",
-}
+
+
+def signature(task: Task) -> ModelSignature:
+    """Return what a model of `task` answers; the UI shows it."""
+    outputs: list[ColSpec | TensorSpec] = [
+        ColSpec(DataType.string, "class"),
+        ColSpec(DataType.double, "probability", required=not task.extract),
+    ]
+    params = [ParamSpec("top", DataType.long, 1)]
+    if task.extract:
+        outputs.append(ColSpec(DataType.string, "ground"))
+        params.append(ParamSpec("invert", DataType.string, "auto"))
+    # No inputs, as MLflow would let either files or arrays pass.
+    return ModelSignature(inputs=None, outputs=Schema(outputs), params=ParamSchema(params))
+
+
+def description(task: Task) -> dict[str, str]:
+    """Return what a model of `task` takes and answers, in words."""
+    channels, height, width = task.shape
+    one, ground, light = "pictures", "", ""
+    if task.extract:
+        one, light = "pictures of one object each", ", light on black"
+        ground = ", null on cluttered ground; ground, plain or cluttered"
+    colours = "" if channels == 1 else f" in {channels} channels"
+    return {
+        "inputs": f"{one}: PNG, JPEG or WebP, in a column image (bytes, in JSON base64), file"
+        f" paths, or images of {height}x{width} pixels{colours}{light}, uint8 or floats in [0, 1]",
+        "outputs": f"class, one of {some(task.classes)}; its probability{ground}",
+        "pytorch": f"float32 images (N, {channels}, {height}, {width}), in [0, 1]{light}, to logits"
+        f" (N, {len(task.classes)})",
+    }
 
 
 def save_model(
-    path: str, mlflow_model: Model, *, model: nn.Module, temperature: float, **options: Any
+    path: str,
+    mlflow_model: Model,
+    *,
+    model: nn.Module,
+    task: Task,
+    temperature: float,
+    **options: Any,
 ) -> None:
     """Save a model with both faces. `Model.log` takes this module as a flavour.
 
@@ -55,6 +78,7 @@ def save_model(
         path: the folder to write.
         mlflow_model: its description, which is completed.
         model: in evaluation mode, on the CPU.
+        task: what it classifies; `archive.Archive.task` reads it from the metadata.
         temperature: what logits are divided by before the softmax; see `calibration`.
         options: of `mlflow.pytorch.save_model`.
     """
@@ -73,19 +97,25 @@ def save_model(
         conda_env=environment["conda"],
         python_env=environment["virtualenv"],
     )
-    mlflow_model.signature = SIGNATURE
+    mlflow_model.signature = signature(task)
     mlflow_model.metadata = {
         **(mlflow_model.metadata or {}),
-        "classes": list(CLASSES),
+        **_of_task(task),
         "temperature": temperature,
-        "description": DESCRIPTION,
+        "description": description(task),
     }
     mlflow_model.save(str(Path(path) / "MLmodel"))
 
 
+def _of_task(task: Task) -> dict[str, Any]:
+    # YAML and JSON know no tuples.
+    fields = asdict(task).items()
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields}
+
+
 def code() -> dict[str, bytes]:
     """Return the files that are stored with a model: content by name."""
-    folder = Path(inference.__path__[0])
+    folder = Path(portable.__path__[0])
     return {
         "__init__.py": b"",
         # Python would make a folder of this name in the store, with compiled code that nobody can

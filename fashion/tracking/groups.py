@@ -13,7 +13,7 @@ from typing import Any
 import mlflow
 
 from fashion import advice
-from fashion.data.dataset import FashionMNIST
+from fashion.data.dataset import Dataset
 from fashion.files import replacing
 from fashion.settings.experiment import Experiment
 from fashion.settings.tags import CHANGES_TAG
@@ -78,6 +78,17 @@ def load(run_id: str, entry_point: str, given: Mapping[str, Any], seeds: int = 1
     return group
 
 
+def asked_for(run_id: str) -> Experiment:
+    """Return the experiment of an unfinished run, or the one that a group was asked for.
+
+    Raises:
+        CheckpointError: there is no such run here, or another version of this project wrote it.
+    """
+    if checkpoint.is_group(run_id):
+        return training.experiment_of(_read(run_id).asked)
+    return training.experiment_of(checkpoint.load(run_id)["experiment"])
+
+
 def continuation(run_id: str) -> str:
     """Return the command that continues an unfinished run; empty if there is none of its own.
 
@@ -113,7 +124,7 @@ def _save(run_id: str, group: Group) -> None:
 def completed(
     group: Group,
     name: str,
-    dataset: FashionMNIST,
+    dataset: Dataset,
     run_id: str = "",
     *,
     tags: Mapping[str, str] | None = None,
@@ -175,7 +186,7 @@ def _accept_code(run_id: str, group: Group, allow_changes: bool) -> None:
 
 
 def _train_rest(
-    run_id: str, group: Group, dataset: FashionMNIST, system_metrics: bool, allow_changes: bool
+    run_id: str, group: Group, dataset: Dataset, system_metrics: bool, allow_changes: bool
 ) -> None:
     left = [
         number

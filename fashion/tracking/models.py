@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlflow
 import PIL
@@ -21,7 +21,7 @@ from fashion.errors import RegistryError
 from fashion.models import catalogue
 from fashion.settings.experiment import Architecture
 from fashion.settings.option import read
-from fashion.settings.task import IMAGE_SHAPE
+from fashion.settings.task import Task
 from fashion.tracking import archive, faces
 from fashion.training.evaluation import Evaluation
 
@@ -60,10 +60,11 @@ def log_model(
     if begun is not None and begun.status == LoggedModelStatus.READY:
         return begun.model_id
     # A batch of two keeps the batch dimension dynamic: torch.export fixes a dimension of size 1.
-    images = to_float(subset.images[:2]).numpy()
+    images = to_float(subset.take(torch.arange(2))).numpy()
     options: dict[str, Any] = {
         "model": model,
         "temperature": temperature,
+        "task": subset.task,
         "signature": infer_signature(images, answers.logits[:2].numpy()),
         "input_example": images,
         "pip_requirements": PIP_REQUIREMENTS,
@@ -119,26 +120,37 @@ def model_uri(run: Run) -> str:
     return f"models:/{outputs[-1].model_id}"
 
 
+class Calibrated(NamedTuple):
+    """A model, and what its logits mean.
+
+    Attributes:
+        model: maps images to logits; ready to predict on the CPU.
+        temperature: what the logits are divided by before the softmax.
+        task: what it classifies.
+    """
+
+    model: nn.Module
+    temperature: float
+    task: Task
+
+
 def load(uri: str) -> nn.Module:
     """Return the model of `load_calibrated`."""
-    return load_calibrated(uri)[0]
+    return load_calibrated(uri).model
 
 
-def load_calibrated(uri: str) -> tuple[nn.Module, float]:
+def load_calibrated(uri: str) -> Calibrated:
     """Load a model from the tracking store or the registry, ready to predict on the CPU.
 
     Args:
         uri: for example models:/fashion-mnist-cnn@champion, or models:/m-... for a run's model.
-
-    Returns:
-        The model, and what its logits are divided by before the softmax.
 
     Raises:
         RegistryError: the model does not exist, is damaged or incomplete, is pickled, or brings
             code of others along.
     """
     with archive.fetched(uri) as stored:
-        return stored.load(), stored.temperature
+        return Calibrated(stored.load(), stored.temperature, stored.task)
 
 
 def rebuild(uri: str) -> nn.Module:
@@ -154,12 +166,12 @@ def rebuild(uri: str) -> nn.Module:
             or its class in `fashion.models` has changed since.
     """
     with archive.fetched(uri) as files:
-        stored, run_id = files.load(), files.run_id
+        stored, run_id, task = files.load(), files.run_id, files.task
     try:
         params = mlflow.get_run(run_id).data.params if run_id else {}
         # The stored weights are loaded below, not those that training started from.
         architecture = replace(read(Architecture, params), pretrained="")
-        model = catalogue.build(params["model"], 0, architecture).eval()
+        model = catalogue.build(params["model"], 0, architecture, task).eval()
     except (MlflowException, KeyError, ValueError) as error:  # SettingError is a ValueError
         raise RegistryError(
             f"{uri} was not logged by a training run of a model in fashion/models"
@@ -169,7 +181,7 @@ def rebuild(uri: str) -> nn.Module:
         model.load_state_dict(stored.state_dict())
     except RuntimeError as error:
         raise RegistryError(f"{changed}: its weights do not fit") from error
-    images = torch.rand(2, *IMAGE_SHAPE, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(2, *task.shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         rebuilt, expected = model(images), stored(images)
     # Models that diverged give NaN, and can be explored too.

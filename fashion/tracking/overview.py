@@ -9,16 +9,17 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from fashion import advice
 from fashion.analysis import markdown
-from fashion.data.dataset import FashionMNIST
-from fashion.settings.metrics import METRICS
-from fashion.settings.task import MODEL_NAME
+from fashion.data.dataset import Dataset
+from fashion.settings.metrics import METRICS, described, written
+from fashion.settings.task import FASHION_MNIST, Task
 from fashion.tracking.card import use_it
 from fashion.tracking.records import log_lineage
 
 
 def describe_comparison(
     table: pd.DataFrame,
-    dataset: FashionMNIST,
+    dataset: Dataset,
+    data: str,
     val_size: int,
     registration: str,
     *,
@@ -29,6 +30,7 @@ def describe_comparison(
     Args:
         table: the children, best first, from `query.runs` or `query.groups`.
         dataset: the dataset.
+        data: the setting that names it.
         val_size: number of its training images that were held out.
         registration: what was registered and why, or why nothing was, one fact a line.
         registered: whether there is a champion to use.
@@ -50,8 +52,8 @@ def describe_comparison(
             markdown.table(header, rows),
             markdown.picture(_active().info.run_id, "Comparison", "comparison.png"),
             *registration.splitlines(),
-            *([_use_it()] if registered else []),
-            f"**Again.** `{advice.command('main')}`",
+            *([_use_it(dataset.task)] if registered else []),
+            f"**Again.** `{advice.command('main', **_data(data))}`",
         ]
     )
 
@@ -73,15 +75,19 @@ def describe_seeds(spread: Mapping[str, tuple[float, float]]) -> None:
     )
 
 
-def describe_sweep(run_id: str, trial: str, accuracy: float, again: str) -> None:
+def describe_sweep(run_id: str, trial: str, value: float, metric: str, again: str) -> None:
     """Say in the note of the active run, a sweep, which trial is best and how to train it again."""
     _set_note(
         [
-            f"### Best trial: {_link(run_id, trial)}, {accuracy:.2%} validation accuracy",
+            f"### Best trial: {_link(run_id, trial)}, {described(metric)} {written(metric, value)}",
             f"**Train it again, and test it.**\n\n```sh\n{again}\n```",
             markdown.picture(_active().info.run_id, "Trials", "parallel_coordinates.png"),
         ]
     )
+
+
+def _data(data: str) -> dict[str, str]:
+    return {} if data == FASHION_MNIST.name else {"data": data}
 
 
 def _set_note(paragraphs: Sequence[str]) -> None:
@@ -94,8 +100,9 @@ def _active() -> Run:
     return run
 
 
-def _use_it() -> str:
-    return f"**Use the champion of [{MODEL_NAME}](#/models/{MODEL_NAME}).**\n\n{use_it(MODEL_NAME)}"
+def _use_it(task: Task) -> str:
+    name = task.model_name
+    return f"**Use the champion of [{name}](#/models/{name}).**\n\n{use_it(name, task)}"
 
 
 def _link(run_id: str, text: str) -> str:

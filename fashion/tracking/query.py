@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from fashion.errors import FashionError, printable
 from fashion.settings.comparison import Query
-from fashion.settings.experiment import LOGGED
+from fashion.settings.experiment import LOGGED, OPTIONS
 from fashion.settings.metrics import METRICS
 from fashion.settings.tags import ENVIRONMENT_TAGS, MODEL_TAG
 from fashion.tracking import models, search
@@ -28,6 +28,8 @@ NUMBERS = [name for name in PARAMS if LOGGED[name].kind in (int, float)]
 NAMES = [name for name in PARAMS if name not in NUMBERS]
 SWITCHES = [name for name in PARAMS if LOGGED[name].kind is bool]
 ATTRIBUTES = ["run_name", "run_id", "status", "start_time"]
+# Settings that earlier versions of this project did not have, nor log: all runs had these.
+NEWER = {name: OPTIONS[name].default for name in ("data", "class_weights")}
 COLUMNS = ["model", *METRICS, *PARAMS, *ATTRIBUTES]
 # Runs with equal values of all of these are repetitions of one experiment.
 GROUP_KEY = [name for name, option in LOGGED.items() if option.decides]
@@ -282,7 +284,7 @@ def _table(found: Sequence[Run]) -> pd.DataFrame:
             for run in found
         ],
         columns=["model", *PARAMS],
-    )
+    ).fillna(NEWER)
     attributes = pd.DataFrame(
         [
             (run.info.run_name, run.info.run_id, run.info.status, run.info.start_time)

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import numpy as np
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
+from mlflow.data.dataset_source import DatasetSource
 from mlflow.data.dataset_source_registry import get_dataset_source_from_json
 from mlflow.data.http_dataset_source import HTTPDatasetSource
 from mlflow.data.numpy_dataset import NumpyDataset
@@ -26,7 +27,6 @@ from fashion.analysis.reproduction import Reproduction
 from fashion.data.dataset import Subset
 from fashion.errors import printable
 from fashion.settings.tags import REPRODUCED_TAG
-from fashion.settings.task import CLASSES, DOWNLOADS
 from fashion.tracking import runs
 from fashion.training.evaluation import Evaluation
 
@@ -112,7 +112,7 @@ def log_differences(
         _link_models(run_id, model_ids)
         pictures = {}
         for each, subset in zip(found, subsets, strict=True):
-            difference.write_files(Path(folder), each, subset.images)
+            difference.write_files(Path(folder), each, subset)
             mlflow.log_metrics(each.metrics)
             if Path(folder, each.picture).exists():
                 title = f"Changed {each.split} images"
@@ -176,24 +176,34 @@ def _link_models(run_id: str, model_ids: Sequence[str]) -> None:
 class ImageDataset(NumpyDataset):
     """Labelled images in MLflow's lineage; their profile says what is in them."""
 
+    def __init__(self, subset: Subset, source: DatasetSource) -> None:
+        self._subset = subset
+        super().__init__(
+            subset.pixels[:1].numpy(), source, subset.labels.numpy(), subset.name, subset.digest
+        )
+
     @property
     def profile(self) -> dict[str, Any]:
-        """Shape and data type of the images, their mean in [0, 1], and the images per class."""
-        images, labels = self.features, self.targets
-        assert isinstance(images, np.ndarray)
-        assert isinstance(labels, np.ndarray)
+        """Shape and data type of the images, mean of each channel, and the images per class."""
+        subset, classes = self._subset, self._subset.task.classes
+        counts = torch.bincount(subset.labels, minlength=len(classes)).tolist()
         return {
-            "images": len(images),
-            "shape": list(images.shape[1:]),
-            "dtype": str(images.dtype),
-            "mean": round(float(images.mean()) / 255, 4) if len(images) else None,
-            "images_per_class": {
-                name: int(count)
-                for name, count in zip(
-                    CLASSES, np.bincount(labels, minlength=len(CLASSES)), strict=True
-                )
-            },
+            "images": len(subset),
+            "shape": list(subset.task.shape),
+            "dtype": "uint8",
+            "mean": [round(mean, 4) for mean in _means(subset)],
+            "images_per_class": dict(zip(classes, counts, strict=True)),
         }
+
+
+def _means(subset: Subset) -> Sequence[float]:
+    """Return the mean of each channel in [0, 1]; of images in a file that of all training images.
+
+    Reading these again for each run would take longer than training on some.
+    """
+    if subset.rows is not None:
+        return subset.task.mean
+    return (subset.pixels.double().mean(dim=(0, 2, 3)) / 255).tolist() if len(subset) else ()
 
 
 def dataset_of(subset: Subset, folder: str = "") -> ImageDataset:
@@ -203,18 +213,12 @@ def dataset_of(subset: Subset, folder: str = "") -> ImageDataset:
         subset: the images.
         folder: where their files are; empty for images of the dataset.
     """
+    folder = folder or ("" if "://" in subset.source else subset.source)
     if folder:
         source = get_dataset_source_from_json(json.dumps({"uri": folder}), "local")
     else:
-        part = "t10k" if subset.name.endswith("test") else "train"
-        source = HTTPDatasetSource(f"{DOWNLOADS}/{part}-images-idx3-ubyte.gz")
-    return ImageDataset(
-        subset.images.numpy(),
-        source,
-        subset.labels.numpy(),
-        subset.name,
-        subset.digest,
-    )
+        source = HTTPDatasetSource(subset.source)
+    return ImageDataset(subset, source)
 
 
 def log_pictures(run: Run, pictures: Mapping[str, Path]) -> None:
@@ -255,5 +259,5 @@ def log_lineage(training: Subset, validation: Subset | None, test: Subset) -> No
 def log_per_class(run: Run, subset: Subset, answers: Evaluation) -> None:
     logged = {file.path for file in MlflowClient().list_artifacts(run.info.run_id)}
     if PER_CLASS_ARTIFACT not in logged:  # log_table appends to an existing table
-        table = tables.per_class(subset.labels, answers.logits.argmax(dim=1))
+        table = tables.per_class(subset.labels, answers.logits.argmax(dim=1), subset.task.classes)
         mlflow.log_table(table, PER_CLASS_ARTIFACT)

@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from fashion.data.dataset import FashionMNIST
+from fashion.data.dataset import Dataset
 from fashion.errors import RegistryError
 from fashion.settings.comparison import Query
 from fashion.settings.gate import DEFAULT_GATE, Gate
@@ -65,7 +65,7 @@ class Registration:
 def register(
     name: str,
     query: Query,
-    dataset: FashionMNIST,
+    dataset: Dataset,
     *,
     gate: Gate = DEFAULT_GATE,
     dry_run: bool = False,
@@ -118,7 +118,7 @@ def register(
         if not registered.description:
             client.update_model_version(name, registered.number, description=found.card)
         if not client.get_registered_model(name).description:
-            client.update_registered_model(name, registered_model(name))
+            client.update_registered_model(name, registered_model(name, dataset.task))
         number, why = promote(client, name, query.metric, gate, registered.number)
         challenge = ""
         champion = versions.by_alias(client, name, CHAMPION)
@@ -168,7 +168,7 @@ class _Found:
 
 
 def _best(
-    client: MlflowClient, name: str, query: Query, champion: Version | None, dataset: FashionMNIST
+    client: MlflowClient, name: str, query: Query, champion: Version | None, dataset: Dataset
 ) -> _Found:
     """Return the best run that can be registered.
 
@@ -202,7 +202,7 @@ def _best(
 
 
 def _measured_champion(
-    client: MlflowClient, name: str, dataset: FashionMNIST
+    client: MlflowClient, name: str, dataset: Dataset
 ) -> tuple[Version | None, dict[str, str]]:
     """Return the champion, measured now if its tags are not those of a complete measurement.
 

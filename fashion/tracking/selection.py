@@ -14,7 +14,7 @@ from mlflow.entities import Run
 from mlflow.tracking.fluent import _get_experiment_id
 
 from fashion import advice
-from fashion.data.dataset import FashionMNIST
+from fashion.data.dataset import Dataset
 from fashion.errors import RegistryError, SettingError
 from fashion.settings.comparison import Query
 from fashion.settings.gate import Gate
@@ -30,7 +30,7 @@ FIRST_RUNS = 20
 NAMED_VERSIONS = 5
 
 
-def candidates(query: Query, champion: Version | None, dataset: FashionMNIST) -> Iterator[Run]:
+def candidates(query: Query, champion: Version | None, dataset: Dataset) -> Iterator[Run]:
     """Yield the finished runs of `query` that can be compared with the champion, best first.
 
     They were measured on the images of the champion. Without one, those of the largest validation
@@ -53,7 +53,7 @@ def candidates(query: Query, champion: Version | None, dataset: FashionMNIST) ->
         raise _nothing_found(query, champion)
 
 
-def _validation_digests(query: Query, dataset: FashionMNIST) -> Iterator[str]:
+def _validation_digests(query: Query, dataset: Dataset) -> Iterator[str]:
     """Yield the digests of the validation sets of the runs of `query`, largest first."""
     for size in (
         _finished(query, sys.maxsize)["val_size"]

@@ -22,8 +22,9 @@ from fashion.analysis import markdown, predictions, summary, tables
 from fashion.analysis.calibration import fit_temperature
 from fashion.analysis.predictions import Predictions
 from fashion.analysis.style import color_of
-from fashion.data.dataset import FashionMNIST, Subset
-from fashion.errors import SettingError
+from fashion.data.dataset import Dataset, Subset
+from fashion.data.sources import load_dataset
+from fashion.errors import DataError, SettingError
 from fashion.settings.experiment import Experiment, Recipe
 from fashion.settings.metrics import CALIBRATED_ECE, ECE, TEMPERATURE
 from fashion.settings.tags import (
@@ -55,7 +56,7 @@ logger = logging.getLogger(__name__)
 
 def train(
     experiment: Experiment,
-    dataset: FashionMNIST,
+    dataset: Dataset,
     *,
     name: str = "",
     tags: Mapping[str, str] | None = None,
@@ -86,8 +87,7 @@ def train(
             MLflow's retries; the trained model is then saved for `replay`.
         FileError: a checkpoint cannot be written.
     """
-    digest = dataset.split(experiment.val_size)[0].digest
-    model, params = build(experiment, digest)
+    model, params = build(experiment, dataset.split(experiment.val_size)[0])
     with runs.running(
         name=name or experiment.model, tags=tags, nested=nested, system_metrics=system_metrics
     ) as run:
@@ -107,20 +107,25 @@ def train(
     return run.info.run_id
 
 
-def train_as_worker(dataset: FashionMNIST) -> None:
-    """Take part in all of rank 0's training runs, without an MLflow run and without output."""
+def train_as_worker(data_dir: str) -> None:
+    """Take part in all of rank 0's training runs, without an MLflow run and without output.
+
+    Rank 0 has shared the settings of the first, after it had loaded their data.
+    """
+    asked = experiment_of(distributed.share(None))
+    dataset = load_dataset(data_dir, asked.data, asked.image_size, asked.strict)
     for _run in range(distributed.share(None)):
         record = distributed.share(None)
         experiment = experiment_of(record["experiment"])
         training, validation = dataset.split(experiment.val_size)
-        model, _ = build(experiment, training.digest)
+        model, _ = build(experiment, training)
         for _ in loop.train(model, training, experiment.recipe, validation, record["state"]):
             pass
 
 
 def resume(
     run_id: str,
-    dataset: FashionMNIST,
+    dataset: Dataset,
     given: Mapping[str, Any] | None = None,
     *,
     nested: bool = False,
@@ -161,7 +166,7 @@ def resume(
             refuse_changes(run_id, settings, given)
         if extended:
             experiment = _with_epochs(run_id, record, experiment, given["epochs"])
-        model, params = build(experiment, dataset.split(experiment.val_size)[0].digest)
+        model, params = build(experiment, dataset.split(experiment.val_size)[0])
         if not record["trained"]:
             facts = {name: params[name] for name in params.keys() - set(MAY_CHANGE)}
             refuse_changes(run_id, record["params"], facts)
@@ -280,10 +285,13 @@ def _check_known(run_id: str) -> None:
         )
 
 
-def replay(dataset: FashionMNIST) -> Iterator[tuple[str, str]]:
+def replay(load: Callable[[Experiment], Dataset]) -> Iterator[tuple[str, str]]:
     """Log the runs that were trained but could not be logged; yield each run's id and outcome.
 
     Runs of other tracking stores are passed over.
+
+    Args:
+        load: returns the data of an experiment.
 
     Raises:
         TrackingError: the tracking store still cannot be used.
@@ -294,14 +302,15 @@ def replay(dataset: FashionMNIST) -> Iterator[tuple[str, str]]:
                 known = runs.present(run_id)
             if not known:
                 continue
-            if not checkpoint.load(run_id)["trained"]:
+            record = checkpoint.load(run_id)
+            if not record["trained"]:
                 outcome = (
                     f"training unfinished; continue with {advice.command('train', resume=run_id)}"
                 )
             else:
-                resume(run_id, dataset)
+                resume(run_id, load(experiment_of(record["experiment"])))
                 outcome = "logged"
-        except CheckpointError as error:
+        except (CheckpointError, DataError, SettingError) as error:
             outcome = str(error)
         yield run_id, outcome
 
@@ -364,7 +373,7 @@ def _complete(
     record: dict[str, Any],
     experiment: Experiment,
     model: nn.Module,
-    dataset: FashionMNIST,
+    dataset: Dataset,
 ) -> None:
     """Do the remaining work of a run. Logging anything a second time changes nothing."""
     recipe = experiment.recipe
@@ -401,8 +410,7 @@ def _complete(
         temperature = fit_temperature(validated.labels, validated.logits)
     calibrated = tables.calibration(dataset.test.labels, test.logits / temperature)
     final = {
-        "test_loss": test.loss,
-        "test_accuracy": test.accuracy,
+        **test.metrics("test"),
         ECE: tables.expected_calibration_error(calibration),
         CALIBRATED_ECE: tables.expected_calibration_error(calibrated),
         TEMPERATURE: temperature,
@@ -417,7 +425,14 @@ def _complete(
     at = {"step": history.index[-1], "timestamp": epochs[-1]["timestamp"] + 1}
     with tempfile.TemporaryDirectory() as folder:
         pairs = summary.write_files(
-            Path(folder), experiment.model, recipe.seed, history, dataset.test, test, calibration
+            Path(folder),
+            experiment.model,
+            recipe.seed,
+            history,
+            training,
+            dataset.test,
+            test,
+            calibration,
         )
         predictions.write(Path(folder, predictions.FILE), answers)
         with store.refusals(f"the trained model is saved; log it with {advice.command('replay')}"):
@@ -465,7 +480,7 @@ def _fit(
     recipe, epochs, logged = experiment.recipe, record["epochs"], 0
     if not record["trained"]:
         held_out = 0 if validation is None else len(validation)
-        print(summary.header(experiment, record["params"], len(training), held_out), flush=True)
+        print(summary.header(experiment, record["params"], training, held_out), flush=True)
     if epochs:
         print(f"Resuming run {run.info.run_id} after epoch {len(epochs)}", flush=True)
     distributed.share({key: record[key] for key in ("experiment", "state")})

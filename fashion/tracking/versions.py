@@ -9,7 +9,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from torch import Tensor
 
-from fashion.settings.metrics import METRICS
+from fashion.settings.metrics import score
 from fashion.tracking.evidence import (
     TEST_RIGHT,
     VALIDATION_RIGHT,
@@ -73,8 +73,7 @@ class Version:
 
     def score(self, metric: str) -> float:
         """Return the metric, negative if lower is better."""
-        value = float(self.tags[metric])
-        return -value if METRICS[metric].lower_is_better else value
+        return score(metric, float(self.tags[metric]))
 
     def with_tags(self, tags: Mapping[str, str]) -> "Version":
         return replace(self, tags={**self.tags, **tags})

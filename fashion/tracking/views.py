@@ -39,7 +39,8 @@ MOST_SETTINGS = 8
 LOCAL_SERVER = "http://127.0.0.1:5000"
 _PREFIX = "mlflow.sharedViewState."
 _NOTE = f"""\
-Image classifiers on [Fashion-MNIST]({HOMEPAGE}), trained and compared.
+Image classifiers, trained and compared; on [Fashion-MNIST]({HOMEPAGE}) unless the setting `data` \
+names other images.
 
 The view **Compare models** shows which model is best, what it costs and what it gets wrong; the \
 view **Sweep** shows the trials of hyperparameter searches. Parent runs sum up their children."""

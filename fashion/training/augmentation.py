@@ -10,8 +10,6 @@ from torch import Generator, Tensor
 from torch.distributions import Beta
 from torch.nn import functional as F
 
-from fashion.settings.task import CLASSES
-
 # Maximum shift in pixels, in each direction.
 SHIFT = 2
 # Probability, share of the image's area and aspect ratio, as in section 5.1 of the paper.
@@ -78,7 +76,7 @@ class Augmentation:
         self.generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return augmented images; float32, shape (B, 1, height, width), in [0, 1]."""
+        """Return augmented images; float32, shape (B, channels, height, width), in [0, 1]."""
         for name in self.names:
             images = CHANGES[name](images, self.generator)
         return images
@@ -90,13 +88,13 @@ class Augmentation:
         self.generator.set_state(state["generator"])
 
 
-def make_mixup(alpha: float) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def make_mixup(alpha: float, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Return a function that mixes images and targets within a batch.
 
-    It takes images (B, 1, height, width) and int64 targets (B,), and returns mixed images and class
-    probabilities, float32 (B, 10). The weight is drawn from torch's global generator. Unlike in
-    torchvision, an image's own weight is at least half, so that training accuracy stays meaningful.
-    With `alpha` 0 the function returns its arguments.
+    It takes images (B, channels, height, width) and int64 targets (B,), and returns mixed images
+    and class probabilities, float32 (B, classes). The weight is drawn from torch's global
+    generator. Unlike in torchvision, an image's own weight is at least half, so that training
+    accuracy stays meaningful. With `alpha` 0 the function returns its arguments.
 
     Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization" (arXiv:1710.09412).
     """
@@ -107,7 +105,7 @@ def make_mixup(alpha: float) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]
     def mix(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         share = distribution.sample().item()
         other = min(share, 1 - share)
-        classes = F.one_hot(targets, len(CLASSES)).float()
-        return images.lerp(images.roll(1, 0), other), classes.lerp(classes.roll(1, 0), other)
+        shares = F.one_hot(targets, classes).float()
+        return images.lerp(images.roll(1, 0), other), shares.lerp(shares.roll(1, 0), other)
 
     return mix

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fashion.data.dataset import Subset
 from fashion.errors import DeviceError, SettingError
 from fashion.models import catalogue
 from fashion.settings.experiment import Conditions, Experiment
@@ -40,12 +41,12 @@ def check(experiment: Experiment) -> None:
             raise SettingError(str(error), "kernels") from error
 
 
-def build(experiment: Experiment, train_digest: str) -> tuple[nn.Module, dict[str, Any]]:
+def build(experiment: Experiment, data: Subset) -> tuple[nn.Module, dict[str, Any]]:
     """Return the untrained model, on its device, and the parameters to log.
 
     Args:
         experiment: the experiment.
-        train_digest: digest of the training images.
+        data: the training images.
 
     Raises:
         DeviceError, DistributedError: this machine does not have the device, or one a process.
@@ -55,17 +56,21 @@ def build(experiment: Experiment, train_digest: str) -> tuple[nn.Module, dict[st
     limit_pytorch()
     if device.type == "cuda":
         distributed.use_own_gpu()
-    model = catalogue.build(experiment.model, experiment.recipe.seed, experiment.architecture)
+    model = catalogue.build(
+        experiment.model, experiment.recipe.seed, experiment.architecture, data.task
+    )
     model.to(device)
     conditions = Conditions(
-        kernels_used=choose(model, experiment.recipe, distributed.world_size()).name,
+        kernels_used=choose(model, experiment.recipe, distributed.world_size(), data.task).name,
         device_type=device.type,
         device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         nproc=distributed.world_size(),
         threads=torch.get_num_threads(),
         cpu_capability=torch.backends.cpu.get_cpu_capability(),
         split_seed=SPLIT_SEED,
-        train_digest=train_digest,
+        train_digest=data.digest,
+        image_shape=data.task.size,
+        classes=len(data.task.classes),
         # As a string: checkpoints must not contain the class TorchVersion.
         torch_version=str(torch.__version__),
         python_version=platform.python_version(),

@@ -11,6 +11,8 @@ from fashion.data.dataset import Subset, to_float
 
 # Activations of larger batches would not fit in a CPU's cache.
 EVAL_BATCH_SIZE = 100
+# Images that are read from a file at once; a multiple of it.
+READ_AT_ONCE = 1000
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -22,22 +24,41 @@ class Evaluation:
     Attributes:
         loss: mean cross-entropy over the samples, in nats.
         accuracy: fraction of samples classified correctly.
-        logits: float32, shape (N, 10), on the CPU.
+        balanced_accuracy: mean of the classes' recall, over those with samples.
+        macro_f1: mean of the classes' F1 score, over those with samples or predictions.
+        logits: float32, shape (N, classes), on the CPU.
     """
 
     loss: float
     accuracy: float
+    balanced_accuracy: float
+    macro_f1: float
     logits: Tensor
+
+    def metrics(self, split: str) -> dict[str, float]:
+        """Return the metrics by the names under which they are logged: val_loss, ..."""
+        names = ("loss", "accuracy", "balanced_accuracy", "macro_f1")
+        return {f"{split}_{name}": getattr(self, name) for name in names}
 
 
 def evaluate(
     model: nn.Module, data: Subset, forward: Forward | None = None, tta: bool = False
 ) -> Evaluation:
     """Evaluate `model`, in evaluation mode, on `data`; for the arguments see `predict`."""
-    logits = predict(model, data.images, forward, tta)
+    logits = torch.cat(
+        [predict(model, batch, forward, tta) for batch in data.batches(READ_AT_ONCE)]
+    )
+    predicted = logits.argmax(dim=1)
+    counts = torch.bincount(
+        data.labels * logits.shape[1] + predicted, minlength=logits.shape[1] ** 2
+    )
+    confusion = counts.view(logits.shape[1], -1).double()
+    right, true, answered = confusion.diag(), confusion.sum(dim=1), confusion.sum(dim=0)
     return Evaluation(
         loss=F.cross_entropy(logits, data.labels).item(),
-        accuracy=(logits.argmax(dim=1) == data.labels).double().mean().item(),
+        accuracy=(predicted == data.labels).double().mean().item(),
+        balanced_accuracy=(right / true)[true > 0].mean().item(),
+        macro_f1=(2 * right / (true + answered))[true + answered > 0].mean().item(),
         logits=logits,
     )
 
@@ -46,7 +67,8 @@ def evaluate(
 def predict(
     model: nn.Module, images: Tensor, forward: Forward | None = None, tta: bool = False
 ) -> Tensor:
-    """Return the logits (float32, shape (N, 10), on the CPU) of uint8 images (N, 1, 28, 28).
+    """Return the logits (float32, shape (N, classes), on the CPU) of uint8 images
+    (N, channels, height, width).
 
     Args:
         model: in evaluation mode; the computation runs on its device.

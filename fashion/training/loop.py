@@ -49,7 +49,7 @@ class Epoch:
         """The metrics by the names under which they are logged."""
         measured = {"train_loss": self.loss, "train_accuracy": self.accuracy}
         if self.validation is not None:
-            measured |= {"val_loss": self.validation.loss, "val_accuracy": self.validation.accuracy}
+            measured |= self.validation.metrics("val")
         return measured
 
     def summary(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def train(
     rank 0 evaluates.
 
     Args:
-        model: maps float32 images (N, 1, 28, 28) to logits (N, 10).
+        model: maps float32 images (N, channels, height, width) to logits (N, classes).
         data: the training images.
         recipe: how to train.
         validation: images to evaluate after each epoch; required for early stopping.
@@ -93,9 +93,9 @@ def train(
         KernelError: as for `kernels.choose`.
     """
     device = next(model.parameters()).device
-    images, labels = data.images.to(device), data.labels.to(device)
+    data = data.on(device)
     steps_per_epoch = math.ceil(len(data) / recipe.batch_size)
-    training = TrainingState(model, recipe, steps_per_epoch)
+    training = TrainingState(model, recipe, data)
     if state is not None:
         training.load_state_dict(state)
     # Skip the orders of earlier epochs, which advances the random generator.
@@ -107,8 +107,8 @@ def train(
         order = next(orders).to(device)
         start = _clock(device)
         order, sizes = _share(order, recipe.batch_size)
-        targets = labels[order]
-        batches = zip(_batches(images, order, sizes), targets.split(sizes), strict=True)
+        targets = data.labels[order]
+        batches = zip(_batches(data, order, sizes), targets.split(sizes), strict=True)
         # disable=None: no progress bar unless the output is a terminal.
         progress = tqdm(
             batches, f"epoch {number}/{recipe.epochs}", steps_per_epoch, leave=False, disable=None
@@ -155,8 +155,8 @@ def _measure(logits: Tensor, targets: Tensor) -> tuple[float, float]:
     return (loss / count).item(), (right / count).item()
 
 
-def _batches(images: Tensor, order: Tensor, sizes: Sequence[int]) -> Iterator[Tensor]:
-    """Yield uint8 images in `order` as float32 batches of these sizes.
+def _batches(data: Subset, order: Tensor, sizes: Sequence[int]) -> Iterator[Tensor]:
+    """Yield images in `order` as float32 batches of these sizes, on the device of `order`.
 
     Several batches are gathered and scaled at once, but not more than fit in a CPU's cache.
     """
@@ -164,7 +164,7 @@ def _batches(images: Tensor, order: Tensor, sizes: Sequence[int]) -> Iterator[Te
     for start in range(0, len(sizes), at_once):
         gathered = sizes[start : start + at_once]
         rows, order = order.tensor_split([sum(gathered)])
-        yield from to_float(images.index_select(0, rows)).split(gathered)
+        yield from to_float(data.take(rows).to(rows.device)).split(gathered)
 
 
 def shuffled_orders(size: int, seed: int) -> Iterator[Tensor]:

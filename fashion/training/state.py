@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from fashion.data.dataset import Subset
 from fashion.settings.experiment import Recipe
 from fashion.training import distributed
 from fashion.training.steps import Steps
@@ -93,10 +94,10 @@ class TrainingState:
         stopping: decides when to stop.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, steps_per_epoch: int) -> None:
+    def __init__(self, model: nn.Module, recipe: Recipe, data: Subset) -> None:
         self.model, self.recipe, self.epoch = model, recipe, 0
         self.stopping = EarlyStopping(recipe.patience)
-        self.steps = Steps(model, recipe, steps_per_epoch, lambda: self.average.update())
+        self.steps = Steps(model, recipe, data, lambda: self.average.update())
         # After Steps, which may change the model's memory layout, because this copies the model.
         self.average = WeightAverage(model, recipe.ema_decay)
         self.shared_state = (*self.steps.shared_state, self.average, self.stopping)

@@ -1,5 +1,6 @@
 """Run optimisation steps, and hold their state: optimisers, schedules and augmentation."""
 
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fashion.data.dataset import Subset
 from fashion.settings.experiment import Recipe
 from fashion.training import distributed
 from fashion.training.augmentation import Augmentation, make_mixup
@@ -31,7 +33,7 @@ class Steps:
         self,
         model: nn.Module,
         recipe: Recipe,
-        steps_per_epoch: int,
+        data: Subset,
         after_step: Callable[[], None] = lambda: None,
     ) -> None:
         """Prepare training of `model` in place.
@@ -39,14 +41,14 @@ class Steps:
         Args:
             model: on the training device; its memory layout may change.
             recipe: how to train.
-            steps_per_epoch: number of batches per epoch, for the schedule.
+            data: the training images.
             after_step: called after each step.
 
         Raises:
             KernelError: as for `kernels.choose`.
         """
         self.workers = distributed.world_size()
-        self.kernels = choose(model, recipe, self.workers)
+        self.kernels = choose(model, recipe, self.workers, data.task)
         model.to(memory_format=self.kernels.memory_format)
         self.model, self.recipe, self.after_step = model, recipe, after_step
         self.shared_state: tuple[Stateful, ...] = ()
@@ -55,9 +57,11 @@ class Steps:
             return
         self.forward = _synchronized(model) if self.workers > 1 else self.kernels.forward
         self.optimizers = make_optimizers(model, recipe)
+        steps_per_epoch = math.ceil(len(data) / recipe.batch_size)
         self.schedules = [make_schedule(each, recipe, steps_per_epoch) for each in self.optimizers]
         self.augment = Augmentation(recipe.augment, distributed.rank_seed(recipe.seed))
-        self.mix = make_mixup(recipe.mixup)
+        self.mix = make_mixup(recipe.mixup, len(data.task.classes))
+        self.class_weights = _class_weights(data) if recipe.class_weights == "balanced" else None
         self.autocast = partial(
             torch.autocast,
             next(model.parameters()).device.type,
@@ -68,11 +72,11 @@ class Steps:
         self.rank_state = (self.augment,)
 
     def run(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-        """Run a step on each batch; return the logits (N, 10), each from just before its step.
+        """Run a step on each batch; return the logits (N, classes), each from just before its step.
 
         Args:
-            batches: float32 images (B, 1, 28, 28) and int64 targets (B,); with several processes,
-                this process's shares, which may be empty.
+            batches: float32 images (B, channels, height, width) and int64 targets (B,); with
+                several processes, this process's shares, which may be empty.
         """
         with self.kernels.computing():
             if self.kernels.train_pass is not None:
@@ -87,13 +91,18 @@ class Steps:
         loss = F.cross_entropy(
             logits,
             shares,
+            weight=self.class_weights,
             label_smoothing=self.recipe.label_smoothing,
-            reduction="mean" if self.workers == 1 else "sum",
+            # With weights, PyTorch's mean over class indices is divided by the batch's weights: an
+            # image would count more in a batch of frequent classes.
+            reduction="mean" if self.workers == 1 and self.class_weights is None else "sum",
         )
         if self.workers > 1:
             # DDP averages gradients over processes; rescale to the mean over the batch's rows.
             rows = distributed.total(torch.tensor(float(len(images)), device=images.device))
             loss = loss * (self.workers / rows)
+        elif self.class_weights is not None:
+            loss = loss / len(images)
         loss.backward()
         if self.recipe.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
@@ -103,6 +112,16 @@ class Steps:
         self.model.zero_grad()
         self.after_step()
         return logits.detach()
+
+
+def _class_weights(data: Subset) -> Tensor:
+    """Return a weight for each class, float32 (classes,), whose mean over all images is 1.
+
+    Classes without images have weight 0.
+    """
+    counts = torch.bincount(data.labels, minlength=len(data.task.classes))
+    present = counts.clamp(min=1)
+    return torch.where(counts > 0, len(data) / (present * (counts > 0).sum()), 0.0).float()
 
 
 def _synchronized(model: nn.Module) -> Callable[[Tensor], Tensor]:

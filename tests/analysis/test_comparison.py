@@ -16,6 +16,7 @@ def table_of(*runs: tuple[float, int]) -> pd.DataFrame:
             "model": "cnn",
             "val_accuracy": accuracy,
             "val_size": val_size,
+            "train_digest": f"all but {val_size}",
             "epochs": 1,
             "num_parameters": 10,
             "seed": 0,

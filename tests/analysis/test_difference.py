@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -10,10 +11,15 @@ from PIL import Image
 from fashion.analysis import difference
 from fashion.analysis.difference import Difference
 from fashion.analysis.predictions import Predictions
+from fashion.data.dataset import Subset
+from fashion.settings.task import Task
 
 TRUE = [0] * 6 + [6] * 6  # T-shirts and shirts
 A = [0, 0, 0, 0, 6, 6, 6, 6, 6, 6, 6, 0]
 B = [0, 0, 0, 6, 0, 6, 6, 6, 0, 0, 0, 0]
+IMAGES = Subset(
+    "black", torch.zeros(12, 1, 28, 28, dtype=torch.uint8), torch.tensor(TRUE), "digest"
+)
 
 
 def predictions(predicted: list[int], confidence: list[float] | None = None) -> Predictions:
@@ -95,7 +101,7 @@ def test_the_note_shows_only_pictures_that_were_drawn(found: Difference) -> None
 
 
 def test_the_files_hold_the_tables_and_the_pictures(found: Difference, tmp_path: Path) -> None:
-    difference.write_files(tmp_path, found, torch.zeros(12, 1, 28, 28, dtype=torch.uint8))
+    difference.write_files(tmp_path, found, IMAGES)
     assert len(pd.read_csv(tmp_path / "validation_changed.csv")) == 5
     assert len(pd.read_csv(tmp_path / "validation_per_class.csv")) == 10
     with Image.open(tmp_path / "validation_changed.png") as figure:
@@ -106,5 +112,40 @@ def test_equal_predictions_have_no_figure(found: Difference, tmp_path: Path) -> 
     same = Difference(found.names, "test", found.a, found.a)
     assert same.metrics["test_p_value"] == 1
     assert same.conclusion == "Both models classify the same images correctly."
-    difference.write_files(tmp_path, same, torch.zeros(12, 1, 28, 28, dtype=torch.uint8))
+    difference.write_files(tmp_path, same, IMAGES)
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv", ".csv"]
+
+
+def many(count: int) -> Difference:
+    """Return predictions on an image of each class: a is right in all, b in the first half."""
+    labels = torch.arange(count, dtype=torch.uint8)
+    logits = torch.eye(count)
+    a = Predictions("digest", labels, labels, logits.half())
+    b = Predictions("digest", labels, labels.where(labels < count // 2, labels - 1), logits.half())
+    return Difference(("a", "b"), "test", a, b, [f"${number}$" for number in range(count)])
+
+
+def test_of_many_classes_those_with_the_most_changes_are_shown(tmp_path: Path) -> None:
+    found = many(200)
+    text = difference.render([found])
+    assert "\n20 of 200 classes: the most changes.\n" in text
+    shown = [f"${number}$" for number in range(100, 120)]
+    assert [line.split()[0] for line in text.splitlines() if line.startswith("$")] == shown
+    assert len(difference.per_class(found)) == 200
+
+    task = Task("many", "Many", tuple(found.classes), (3, 16, 24))
+    pixels = torch.randint(0, 256, (200, *task.shape), dtype=torch.uint8)
+    subset = Subset("many", pixels, found.a.labels.long(), "digest", task)
+    drawn = difference.draw(found, difference.changed(found), subset)
+    bars, first, *_ = drawn.axes
+    assert [each.get_text() for each in bars.get_yticklabels()] == [
+        name.replace("$", r"\$") for name in shown
+    ]
+    assert np.array_equal(first.images[0].get_array(), pixels[100].permute(1, 2, 0))
+    difference.write_files(tmp_path, found, subset)
+
+
+def test_of_few_classes_all_are_shown() -> None:
+    text = difference.render([many(20)])
+    assert "the most changes" not in text
+    assert sum(line.startswith("$") for line in text.splitlines()) == 20

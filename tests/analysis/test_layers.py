@@ -17,10 +17,10 @@ from torch import nn
 from entrypoints.explore import explore as command
 from fashion.analysis import layers
 from fashion.analysis.layers import ExploreError
-from fashion.data.dataset import FashionMNIST, Subset, to_float
+from fashion.data.dataset import Dataset, Subset, to_float
 from fashion.models import catalogue, lab
 from fashion.settings.experiment import Architecture, Experiment, Recipe
-from fashion.settings.task import CLASSES
+from fashion.settings.task import FASHION_MNIST, Task
 from fashion.tracking import models, training
 from fashion.tracking.models import RegistryError, rebuild
 
@@ -47,7 +47,7 @@ BASELINE = [
 
 
 @pytest.fixture
-def image(dataset: FashionMNIST) -> torch.Tensor:
+def image(dataset: Dataset) -> torch.Tensor:
     return to_float(dataset.test.images[0])
 
 
@@ -164,7 +164,7 @@ def test_the_figure_shows_the_image_the_logits_and_every_channel(image: torch.Te
     with torch.inference_mode():
         expected = model(image[None])[0]
     assert [bar.get_width() for bar in logits.patches] == pytest.approx(expected.tolist())
-    assert CLASSES[expected.argmax()] in logits.get_title()
+    assert FASHION_MNIST.classes[expected.argmax()] in logits.get_title()
     assert [axes.get_title(loc="left") for axes in strips] == [
         "layer block_1.0, Conv2d: 10×28×28, one value sees 3×3 pixels",  # noqa: RUF001
         "layer block_1.2, Conv2d: 10×28×28, one value sees 5×5 pixels",  # noqa: RUF001
@@ -209,6 +209,36 @@ def test_a_dead_and_a_diverged_model_can_be_drawn(
     assert sorted(path.name for path in tmp_path.iterdir()) == FILES
 
 
+COLOURED = Task("many", "Many", tuple(f"$c{number}$" for number in range(30)), (3, 20, 32))
+
+
+def test_an_image_in_colour_and_its_filters_are_drawn(tmp_path: Path) -> None:
+    model = catalogue.build("cnn", 0, Architecture(3), COLOURED).eval()
+    image = torch.rand(COLOURED.shape)
+    found = layers.explore(model, image, "cnn", "a $ and a $", COLOURED)
+    assert "3×20×32" in found.table  # noqa: RUF001
+    assert found.table.count("20×32") > 3  # noqa: RUF001
+    original, logits, *_ = found.figures["feature_maps.png"].axes
+    np.testing.assert_array_equal(original.images[0].get_array(), image.permute(1, 2, 0))
+    first, second, *_ = found.figures["filters.png"].axes
+    assert first.get_title(loc="left").endswith("rows: red, green, blue")
+    assert second.get_title(loc="left").endswith("row: input channel")
+    layers.write(found, tmp_path)
+
+    # Of many classes the largest logits.
+    with torch.inference_mode():
+        largest = model(image[None])[0].sort(descending=True).values[: layers.MOST_CLASSES]
+    assert [bar.get_width() for bar in logits.patches] == pytest.approx(largest.tolist())
+    assert logits.get_title().startswith("the 20 largest of 30 logits: predicts ")
+
+
+def test_a_linear_layer_on_an_image_in_colour_has_its_shape() -> None:
+    model = catalogue.build("baseline", 0, Architecture(7), COLOURED)
+    ((name, weights),) = layers.filters(model, COLOURED).items()
+    assert (name, weights.shape) == ("1", (7, 3, 20, 32))
+    assert layers.layers(model, COLOURED)[-1].receptive_field == (20, 32)
+
+
 def invoke(*arguments: str) -> Result:
     return CliRunner().invoke(command, arguments)
 
@@ -247,14 +277,20 @@ def test_the_run_that_mlflow_run_opened_is_continued(
 
 
 @pytest.fixture
-def train(store: Path, small: FashionMNIST) -> Callable[[str, int], str]:
+def train(store: Path, small: Dataset) -> Callable[[str, int], str]:
     """Return a function that trains a model for a moment and returns its URI."""
 
     def run(name: str, hidden_units: int) -> str:
         few = Subset("few", small.train.images[:100], small.train.labels[:100], "few")
         run_id = training.train(
-            Experiment(name, Architecture(hidden_units), 0, "cpu", Recipe(epochs=1)),
-            FashionMNIST(few, small.test, small.directory),
+            Experiment(
+                name,
+                architecture=Architecture(hidden_units),
+                val_size=0,
+                device="cpu",
+                recipe=Recipe(epochs=1),
+            ),
+            Dataset(few, small.test, small.directory),
         )
         return models.model_uri(MlflowClient().get_run(run_id))
 
@@ -284,8 +320,8 @@ def test_a_registered_model_is_explored(train: Callable[[str, int], str]) -> Non
     )
 
 
-def clamped_baseline(hidden_units: int) -> nn.Module:
-    return nn.Sequential(*lab.baseline(hidden_units), nn.ReLU())
+def clamped_baseline(hidden_units: int, task: Task) -> nn.Module:
+    return nn.Sequential(*lab.baseline(hidden_units, task), nn.ReLU())
 
 
 def test_a_model_whose_code_has_changed_is_refused(

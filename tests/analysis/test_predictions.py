@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fashion.analysis import predictions
-from fashion.data.dataset import FashionMNIST
+from fashion.data.dataset import Dataset
 from fashion.errors import DataError
 from fashion.training.evaluation import Evaluation
 
@@ -18,10 +18,10 @@ def path(tmp_path: Path) -> Path:
 
 
 def answers(logits: torch.Tensor) -> Evaluation:
-    return Evaluation(loss=0.0, accuracy=0.0, logits=logits)
+    return Evaluation(0.0, 0.0, 0.0, 0.0, logits)
 
 
-def test_what_was_written_is_read(path: Path, small: FashionMNIST) -> None:
+def test_what_was_written_is_read(path: Path, small: Dataset) -> None:
     logits = torch.randn(500, 10)
     predictions.write(path, {"test": predictions.of(small.test, answers(logits))})
     ((split, found),) = predictions.read(path).items()
@@ -34,7 +34,7 @@ def test_what_was_written_is_read(path: Path, small: FashionMNIST) -> None:
 
 @pytest.mark.parametrize("scale", [1.0, 1e6])
 def test_a_prediction_survives_the_rounding_of_its_logits(
-    path: Path, small: FashionMNIST, scale: float
+    path: Path, small: Dataset, scale: float
 ) -> None:
     logits = torch.full((500, 10), scale)
     logits[:, 7] += scale * 1e-5  # nothing in float16
@@ -45,9 +45,7 @@ def test_a_prediction_survives_the_rounding_of_its_logits(
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "pickled", "short", "foreign"])
-def test_a_damaged_file_is_refused_in_one_line(
-    path: Path, small: FashionMNIST, damage: str
-) -> None:
+def test_a_damaged_file_is_refused_in_one_line(path: Path, small: Dataset, damage: str) -> None:
     predictions.write(path, {"test": predictions.of(small.test, answers(torch.zeros(500, 10)))})
     content = path.read_bytes()
     with np.load(path) as file:

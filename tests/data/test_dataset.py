@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from fashion.data import download
-from fashion.data.dataset import FashionMNIST, load_dataset, to_float
-from fashion.data.download import FILES, _path, _read, locate
+from fashion.data.dataset import Dataset, to_float
+from fashion.data.download import FILES, _path, locate, read
+from fashion.data.sources import load_dataset
 from fashion.errors import DataError
 
 
 @pytest.fixture
-def files(dataset: FashionMNIST, tmp_path: Path) -> Path:
+def files(dataset: Dataset, tmp_path: Path) -> Path:
     """A directory of one's own with the four files, uncompressed."""
     directory = tmp_path / "data"
     directory.mkdir()
@@ -32,7 +33,7 @@ def files(dataset: FashionMNIST, tmp_path: Path) -> Path:
     return directory
 
 
-def test_shapes_types_and_class_balance(dataset: FashionMNIST) -> None:
+def test_shapes_types_and_class_balance(dataset: Dataset) -> None:
     assert dataset.train.images.shape == (60_000, 1, 28, 28)
     assert dataset.test.images.shape == (10_000, 1, 28, 28)
     assert dataset.train.images.dtype == torch.uint8
@@ -41,13 +42,13 @@ def test_shapes_types_and_class_balance(dataset: FashionMNIST) -> None:
     assert dataset.test.labels.bincount().tolist() == [1_000] * 10
 
 
-def test_pixels_are_those_of_the_published_dataset(dataset: FashionMNIST) -> None:
+def test_pixels_are_those_of_the_published_dataset(dataset: Dataset) -> None:
     pixels = to_float(dataset.train.images).double()
     assert pixels.mean().item() == pytest.approx(0.2860, abs=5e-5)
     assert pixels.std().item() == pytest.approx(0.3530, abs=5e-5)
 
 
-def test_scaling_is_that_of_to_tensor(dataset: FashionMNIST) -> None:
+def test_scaling_is_that_of_to_tensor(dataset: Dataset) -> None:
     from torchvision.transforms import ToTensor
 
     images = dataset.test.images[:50]
@@ -55,7 +56,7 @@ def test_scaling_is_that_of_to_tensor(dataset: FashionMNIST) -> None:
     assert torch.equal(to_float(images), expected)
 
 
-def test_gzipped_files_are_read_too(files: Path, dataset: FashionMNIST) -> None:
+def test_gzipped_files_are_read_too(files: Path, dataset: Dataset) -> None:
     for name in FILES:
         path = files / name
         Path(f"{path}.gz").write_bytes(gzip.compress(path.read_bytes(), compresslevel=1))
@@ -118,7 +119,7 @@ def test_a_gzip_bomb_is_refused_without_being_unpacked(files: Path) -> None:
             bomb.write(b"\0" * 2**20)
     tracemalloc.start()
     with pytest.raises(DataError, match=name):
-        _read(files, name)
+        read(files, name)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 20 * 2**20
@@ -232,7 +233,7 @@ def test_two_processes_filling_one_cache_both_succeed(files: Path, tmp_path: Pat
     assert sorted(path.name for path in target.iterdir()) == sorted(FILES)
 
 
-def test_the_split_is_stratified_disjoint_and_always_the_same(dataset: FashionMNIST) -> None:
+def test_the_split_is_stratified_disjoint_and_always_the_same(dataset: Dataset) -> None:
     training, validation = dataset.split(5_000)
     again, _ = dataset.split(5_000)
     assert validation is not None
@@ -253,19 +254,19 @@ def _sorted_checksums(rows: torch.Tensor) -> torch.Tensor:
     return (rows.long() * weights).sum(dim=1).sort().values
 
 
-def test_no_validation_set_leaves_the_training_set_whole(dataset: FashionMNIST) -> None:
+def test_no_validation_set_leaves_the_training_set_whole(dataset: Dataset) -> None:
     training, validation = dataset.split(0)
     assert training is dataset.train
     assert validation is None
 
 
 @pytest.mark.parametrize("val_size", [-1, 9, 59_991, 60_000])
-def test_a_split_that_cannot_be_stratified_is_refused(dataset: FashionMNIST, val_size: int) -> None:
+def test_a_split_that_cannot_be_stratified_is_refused(dataset: Dataset, val_size: int) -> None:
     with pytest.raises(ValueError, match=str(val_size)):
         dataset.split(val_size)
 
 
-def test_digests_name_the_images_and_the_split(dataset: FashionMNIST) -> None:
+def test_digests_name_the_images_and_the_split(dataset: Dataset) -> None:
     subsets = [dataset.train, dataset.test, *dataset.split(5_000), *dataset.split(1_000)]
     digests = [subset.digest for subset in subsets if subset is not None]
     assert len(set(digests)) == 6

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from torch import nn
 
 from entrypoints.export import export as command
-from fashion.data.dataset import FashionMNIST, to_float
+from fashion.data.dataset import Dataset, to_float
 from fashion.files import FileError
 from fashion.inference import export
 from fashion.models import catalogue
@@ -23,7 +23,7 @@ from tests.conftest import HANG_SECONDS, ROOT
 
 @pytest.mark.parametrize("name", ["baseline", "cnn"])
 def test_a_logged_model_comes_back_as_the_lab_saves_it(
-    train_small: Callable[..., str], dataset: FashionMNIST, store: Path, name: str
+    train_small: Callable[..., str], dataset: Dataset, store: Path, name: str
 ) -> None:
     uri = models.model_uri(training.mlflow.get_run(train_small(name)))
     result = CliRunner().invoke(command, ["--model-uri", uri, "--name", name])
@@ -41,7 +41,7 @@ def test_a_logged_model_comes_back_as_the_lab_saves_it(
 
 
 def test_a_logged_model_runs_in_onnxruntime_on_any_batch(
-    train_small: Callable[..., str], dataset: FashionMNIST, store: Path
+    train_small: Callable[..., str], dataset: Dataset, store: Path
 ) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     uri = models.model_uri(training.mlflow.get_run(train_small("cnn")))
@@ -76,7 +76,7 @@ def test_a_file_that_does_not_read_back_is_not_left_behind(
 
 
 def test_wrong_logits_of_onnxruntime_leave_the_earlier_file_alone(
-    dataset: FashionMNIST, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("onnxruntime")
     path = tmp_path / "baseline.onnx"
@@ -109,7 +109,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
         export.to_pth(nn.Linear(2, 2), tmp_path / "models" / "linear.pth")
 
 
-@pytest.mark.parametrize("name", ["", ".hidden", "..", "a/b", "/tmp/a", "a b", "a\n", "é"])
+@pytest.mark.parametrize("name", [".hidden", "..", "a/b", "/tmp/a", "a b", "a\n", "é"])
 def test_a_name_that_is_no_plain_file_stem_is_refused(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

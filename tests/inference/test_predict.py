@@ -22,20 +22,21 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from entrypoints.predict import predict as command
-from fashion.data.dataset import FashionMNIST, Subset
+from fashion.data.dataset import Dataset, Subset
 from fashion.errors import printable
 from fashion.files import FileError
-from fashion.inference import conversion, photographs, predict
+from fashion.inference import photographs, predict
 from fashion.models import catalogue
+from fashion.portable import conversion
 from fashion.settings.experiment import Recipe
-from fashion.settings.task import CLASSES
+from fashion.settings.task import FASHION_MNIST
 from fashion.tracking import models, store
 from fashion.training import evaluation, loop
 from tests.conftest import HANG_SECONDS, ROOT, assert_one_line
 
 
 @pytest.fixture(scope="module")
-def model(dataset: FashionMNIST) -> nn.Module:
+def model(dataset: Dataset) -> nn.Module:
     """A linear classifier that has seen 10,000 images: right four times of five."""
     model = catalogue.build("baseline", seed=42)
     seen = Subset("seen", dataset.train.images[:10_000], dataset.train.labels[:10_000], "")
@@ -49,7 +50,7 @@ def run(model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
     """Return a function that runs the command with that model in place of the registry's."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(store, "connect", lambda: None)
-    monkeypatch.setattr(models, "load_calibrated", Mock(return_value=(model, 1.0)))
+    monkeypatch.setattr(models, "load_calibrated", Mock(return_value=(model, 1.0, FASHION_MNIST)))
 
     def invoke(*arguments: object) -> Result:
         return CliRunner().invoke(command, [str(argument) for argument in arguments])
@@ -75,25 +76,25 @@ def save(image: Image.Image, path: Path, **options: object) -> Path:
     return path
 
 
-def test_every_image_of_the_test_set_is_taken_as_it_is(dataset: FashionMNIST) -> None:
+def test_every_image_of_the_test_set_is_taken_as_it_is(dataset: Dataset) -> None:
     taken = torch.stack([conversion.convert(picture(image)).image for image in dataset.test.images])
     assert torch.equal(taken, dataset.test.images)
 
 
-def test_every_negative_of_the_test_set_is_recognised(dataset: FashionMNIST) -> None:
+def test_every_negative_of_the_test_set_is_recognised(dataset: Dataset) -> None:
     negatives = 255 - dataset.test.images
     taken = torch.stack([conversion.convert(picture(image)).image for image in negatives])
     assert torch.equal(taken, dataset.test.images)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA"])
-def test_colour_modes_of_png_lose_nothing(dataset: FashionMNIST, tmp_path: Path, mode: str) -> None:
+def test_colour_modes_of_png_lose_nothing(dataset: Dataset, tmp_path: Path, mode: str) -> None:
     image = dataset.test.images[0]
     path = save(picture(image).convert(mode), tmp_path / "boot.png")
     assert torch.equal(photographs.read(path).image, image)
 
 
-def test_16_bit_png_is_scaled_not_clipped(dataset: FashionMNIST, tmp_path: Path) -> None:
+def test_16_bit_png_is_scaled_not_clipped(dataset: Dataset, tmp_path: Path) -> None:
     image = dataset.test.images[0]
     deep = Image.fromarray(image.squeeze(0).numpy().astype(np.uint16) * 257)
     assert deep.mode == "I;16"
@@ -101,7 +102,7 @@ def test_16_bit_png_is_scaled_not_clipped(dataset: FashionMNIST, tmp_path: Path)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
-def test_jpeg_is_close(dataset: FashionMNIST, tmp_path: Path, mode: str) -> None:
+def test_jpeg_is_close(dataset: Dataset, tmp_path: Path, mode: str) -> None:
     image = dataset.test.images[0]
     path = save(picture(image).convert(mode), tmp_path / "boot.jpg", quality=95)
     difference = photographs.read(path).image.float() - image.float()
@@ -109,7 +110,7 @@ def test_jpeg_is_close(dataset: FashionMNIST, tmp_path: Path, mode: str) -> None
 
 
 @pytest.mark.parametrize("name", ["turned.jpg", "turned.png"])
-def test_exif_orientation_is_followed(dataset: FashionMNIST, tmp_path: Path, name: str) -> None:
+def test_exif_orientation_is_followed(dataset: Dataset, tmp_path: Path, name: str) -> None:
     upright = photograph(dataset.test.images[0])
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
@@ -173,7 +174,7 @@ def test_a_cut_out_is_the_garment_whatever_its_tone(tone: int) -> None:
     assert taken[0, :, :4].max() == 0
 
 
-def test_grey_noisy_ground_becomes_black(dataset: FashionMNIST) -> None:
+def test_grey_noisy_ground_becomes_black(dataset: Dataset) -> None:
     """Camera noise must not be taken for the garment's edge: the crop would be the whole image."""
     boot = dataset.test.images[0]
     clean = conversion.convert(photograph(boot, ground=215).resize((200, 200))).image
@@ -217,7 +218,7 @@ def test_a_garment_among_other_things_is_on_cluttered_ground(ground: str) -> Non
     assert conversion.convert(scene).cluttered
 
 
-def test_first_frame_of_an_animated_png_counts(dataset: FashionMNIST, tmp_path: Path) -> None:
+def test_first_frame_of_an_animated_png_counts(dataset: Dataset, tmp_path: Path) -> None:
     boot, pullover = (picture(image) for image in dataset.test.images[:2])
     path = save(boot, tmp_path / "moving.png", save_all=True, append_images=[pullover])
     assert torch.equal(photographs.read(path).image, dataset.test.images[0])
@@ -331,7 +332,7 @@ def test_a_folder_that_may_not_be_entered_or_listed_is_one_line(guarded: Path) -
 
 @pytest.mark.parametrize("suffix", [".png", ".gif", ".tiff", ".bmp", ".webp"])
 def test_a_format_without_losses_gives_the_image_itself(
-    dataset: FashionMNIST, tmp_path: Path, suffix: str
+    dataset: Dataset, tmp_path: Path, suffix: str
 ) -> None:
     image = dataset.test.images[0]
     options = {"lossless": True} if suffix == ".webp" else {}
@@ -342,7 +343,7 @@ def test_a_format_without_losses_gives_the_image_itself(
 
 @pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".avif", ".webp"])
 def test_a_format_with_losses_gives_nearly_the_image(
-    dataset: FashionMNIST, tmp_path: Path, suffix: str
+    dataset: Dataset, tmp_path: Path, suffix: str
 ) -> None:
     image = dataset.test.images[0]
     path = save(picture(image).convert("RGB"), tmp_path / f"a{suffix}", quality=95)
@@ -351,9 +352,7 @@ def test_a_format_with_losses_gives_nearly_the_image(
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.float32, ">u2"])
-def test_a_deep_tiff_is_scaled_not_clipped(
-    dataset: FashionMNIST, tmp_path: Path, dtype: str
-) -> None:
+def test_a_deep_tiff_is_scaled_not_clipped(dataset: Dataset, tmp_path: Path, dtype: str) -> None:
     image = dataset.test.images[0]
     deep = (image.squeeze(0).numpy().astype(float) * 257).astype(dtype)
     assert torch.equal(
@@ -372,7 +371,7 @@ def test_what_a_telephone_takes_is_read(tmp_path: Path, size: tuple[int, int]) -
 
 
 def test_damaged_metadata_do_not_matter_where_the_pixels_are_whole(
-    dataset: FashionMNIST, tmp_path: Path
+    dataset: Dataset, tmp_path: Path
 ) -> None:
     image = dataset.test.images[0]
     path = save(picture(image), tmp_path / "a.png", exif=b"Exif\0\0no TIFF header")
@@ -386,15 +385,15 @@ def test_a_garbled_file_name_is_escaped() -> None:
 
 
 def test_classes_come_best_first_with_their_probabilities(
-    model: nn.Module, dataset: FashionMNIST
+    model: nn.Module, dataset: Dataset
 ) -> None:
     samples = [predict.from_subset(dataset.test, index) for index in (3, 1)]
     answers = predict.classify(model, samples, top=10)
     expected = evaluation.predict(model, dataset.test.images[[3, 1]]).softmax(dim=1)
     for answer, sample, row in zip(answers, samples, expected, strict=True):
         assert answer.sample is sample
-        assert answer.classes[0] == CLASSES[row.argmax()]
-        assert sorted(answer.classes) == sorted(CLASSES)
+        assert answer.classes[0] == FASHION_MNIST.classes[row.argmax()]
+        assert sorted(answer.classes) == sorted(FASHION_MNIST.classes)
         assert answer.probabilities == sorted(answer.probabilities, reverse=True)
         assert answer.probabilities[0] == pytest.approx(row.max().item())
         assert sum(answer.probabilities) == pytest.approx(1)
@@ -505,8 +504,7 @@ def test_another_kind_of_model_is_one_line_and_writes_nothing(
     problem: str,
     arguments: list[str],
 ) -> None:
-    monkeypatch.setattr(models, "load", Mock(return_value=foreign))
-    monkeypatch.setattr(models, "load_calibrated", Mock(return_value=(foreign, 1.0)))
+    monkeypatch.setattr(models, "load_calibrated", Mock(return_value=(foreign, 1.0, FASHION_MNIST)))
     name, *options = arguments
     entry_point = getattr(import_module(f"entrypoints.{name}"), name)
     result = CliRunner().invoke(entry_point, [*options, "--model-uri", "models:/other/1"])
@@ -524,7 +522,7 @@ def test_the_figure_of_many_images_stays_drawable(tmp_path: Path) -> None:
 
 
 def test_image_files_are_classified_like_the_test_images_they_are(
-    train_small: Callable[..., str], dataset: FashionMNIST, store: Path
+    train_small: Callable[..., str], dataset: Dataset, store: Path
 ) -> None:
     """With a model out of the store: nothing of the command is replaced."""
     uri = models.model_uri(mlflow.get_run(train_small("cnn")))
@@ -547,7 +545,7 @@ def test_image_files_are_classified_like_the_test_images_they_are(
 
 
 def test_photographs_are_mostly_classified_like_the_test_images_they_show(
-    run: Callable[..., Result], dataset: FashionMNIST, tmp_path: Path
+    run: Callable[..., Result], dataset: Dataset, tmp_path: Path
 ) -> None:
     (tmp_path / "photos").mkdir()
     for index in range(100):
@@ -560,7 +558,7 @@ def test_photographs_are_mostly_classified_like_the_test_images_they_show(
 
 
 def test_unreadable_files_are_named_skipped_and_counted(
-    run: Callable[..., Result], dataset: FashionMNIST, tmp_path: Path
+    run: Callable[..., Result], dataset: Dataset, tmp_path: Path
 ) -> None:
     save(picture(dataset.test.images[1]), tmp_path / "good.png")
     (tmp_path / "bad.png").write_text("no image")
@@ -595,11 +593,11 @@ def test_test_images_show_their_true_class(run: Callable[..., Result], tmp_path:
         ([], "Give --images, --indices, or both"),
         (["--images", "", "--indices", ""], "Give --images, --indices, or both"),
         (["--indices", "10000"], "within 0 to 9999"),
-        (["--indices", "0-999999999"], "within 0 to 9999"),
+        (["--indices", "0-999999999"], "is more than 1,000,000 images"),
         (["--indices", "14-10"], "in ascending order"),
         (["--indices", "-1"], "neither an index nor a range"),
         (["--indices", "1e3"], "neither an index nor a range"),
-        (["--indices", "0", "--top", "11"], "1<=x<=10"),
+        (["--indices", "0", "--top", "0"], "x>=1"),
         (["--indices", "0", "--output", "answers.txt"], "does not end in .csv or .json"),
         (
             ["--indices", "0", "--output", "nowhere/answers.csv"],

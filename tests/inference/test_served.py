@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import nn
 
-from fashion.data.dataset import FashionMNIST
+from fashion.data.dataset import Dataset
 from fashion.inference import predict
-from fashion.inference.served import Served
-from fashion.settings.task import CLASSES
+from fashion.portable.served import Served
+from fashion.settings.task import FASHION_MNIST
 
 TEMPERATURE = 1.7
 FLOATS = "floats must be within 0 to 1"
@@ -32,11 +32,11 @@ def network() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def model(network: nn.Module) -> Served:
-    return Served(network, CLASSES, TEMPERATURE)
+    return Served(network, FASHION_MNIST.classes, TEMPERATURE, FASHION_MNIST.shape, extract=True)
 
 
 @pytest.fixture(scope="module")
-def levels(dataset: FashionMNIST) -> NDArray[np.uint8]:
+def levels(dataset: Dataset) -> NDArray[np.uint8]:
     """uint8, shape (3, 28, 28)."""
     return dataset.test.images[:3].squeeze(1).numpy()
 
@@ -90,7 +90,7 @@ def test_pictures_of_every_form_get_the_same_answer(
     logits = network(torch.from_numpy(levels / 255).float()) / TEMPERATURE
     best = logits.softmax(dim=1).max(dim=1)
     assert answers.columns.tolist() == ["class", "probability", "ground"]
-    assert answers["class"].tolist() == [CLASSES[index] for index in best.indices]
+    assert answers["class"].tolist() == [FASHION_MNIST.classes[index] for index in best.indices]
     assert answers["probability"].to_numpy() == pytest.approx(best.values.detach().numpy())
     assert answers["ground"].tolist() == ["plain"] * 3
 
@@ -237,3 +237,109 @@ def test_the_model_itself_takes_what_every_module_takes(network: nn.Module, mode
     assert torch.equal(raw(images), network(images))
     with pytest.raises(NotImplementedError, match="cannot be trained"):
         raw.train()
+
+
+@pytest.fixture(scope="module")
+def toys() -> Served:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(1200, 3)).eval()
+    return Served(network, ["ant", "bee", "cat"], TEMPERATURE, (3, 20, 20), extract=False)
+
+
+COLOURED: dict[str, Callable[[NDArray[np.uint8]], object]] = {
+    "channels first": lambda levels: levels,
+    "channels last": lambda levels: levels.transpose(0, 2, 3, 1),
+    "flat": lambda levels: levels.reshape(-1, 1200),
+    "floats": lambda levels: levels / 255,
+    "columns": lambda levels: pd.DataFrame(levels.reshape(-1, 1200)),
+    "files": lambda levels: [png(level.transpose(1, 2, 0)) for level in levels],
+    "all kinds": lambda levels: [
+        png(levels[0].transpose(1, 2, 0)),
+        levels[1].transpose(1, 2, 0),
+        levels[2].reshape(-1) / 255,
+        *levels[3:],
+    ],
+}
+
+
+@pytest.mark.parametrize("form", COLOURED)
+def test_pictures_in_colour_of_every_form_get_the_same_answer(toys: Served, form: str) -> None:
+    levels = np.random.default_rng(0).integers(0, 256, (110, 3, 20, 20), dtype=np.uint8)
+    answers = toys.predict(COLOURED[form](levels))
+    expected = toys.get_raw_model()(torch.from_numpy(levels / 255).float()) / TEMPERATURE
+    assert answers.columns.tolist() == ["class", "probability"]
+    best = expected.softmax(dim=1).max(dim=1).values.detach().numpy()
+    assert answers["probability"].to_numpy() == pytest.approx(best)
+    one = toys.predict(levels[0])
+    pd.testing.assert_frame_equal(one, answers.head(1))
+    pd.testing.assert_frame_equal(toys.predict(levels[0].transpose(1, 2, 0)), one)
+
+
+def test_an_image_of_one_channel_may_have_it_last(model: Served, levels: NDArray[np.uint8]) -> None:
+    expected = model.predict(levels)
+    pd.testing.assert_frame_equal(model.predict(levels[..., None]), expected)
+    pd.testing.assert_frame_equal(model.predict(levels[0, ..., None]), expected.head(1))
+
+
+def test_a_picture_is_resized_where_no_foreground_is_cut_out(toys: Served) -> None:
+    """Nothing stands out from this one, and no picture is too cluttered."""
+    whole = np.full((3, 20, 20), 140, np.uint8)
+    large = png(np.full((99, 50, 3), 140, np.uint8))
+    pd.testing.assert_frame_equal(toys.predict(large), toys.predict(whole))
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    assert toys.predict(png(noise))["probability"].item() > 0
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (
+            np.zeros((2, 3, 28, 28)),
+            "the shape is (2, 3, 28, 28), not (3, 20, 20), (N, 3, 20, 20), (N, 20, 20, 3) or"
+            " (N, 1200)",
+        ),
+        (
+            [np.zeros(784), b""],
+            "the shape is (784,), not (3, 20, 20), (20, 20, 3) or (1200,) (picture",
+        ),
+        (np.zeros((20, 20)), "the shape is (20, 20), not"),
+        (np.zeros(1200), "the shape is (1200,), not"),
+        (pd.DataFrame(np.zeros((1, 784))), 'there is no column "image", and not 1200 columns'),
+        ([b"", *[b"hello"] * 110], "not an image in one of the formats"),
+    ],
+)
+def test_pixels_of_another_shape_are_refused(toys: Served, given: object, reason: str) -> None:
+    with pytest.raises(MlflowException) as refused:
+        toys.predict(given)
+    assert refused.value.message.startswith(reason)
+
+
+def test_the_wrong_picture_of_a_later_batch_is_named(toys: Served) -> None:
+    right = png(np.zeros((20, 20, 3), np.uint8))
+    with pytest.raises(MlflowException, match=r"\(picture 151\)$"):
+        toys.predict([*[right] * 150, b"hello", *[right] * 80])
+
+
+def test_a_table_and_what_mlflows_server_answers_are_the_same(
+    model: Served, toys: Served, levels: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [png(levels[0]), png(np.asarray(photograph(levels[1], checked())))]
+    for pictures in (given, []):
+        table = model.predict(pictures, {"top": 2})
+        with monkeypatch.context() as served:
+            served.setenv(_MLFLOW_IS_IN_SERVING_ENVIRONMENT.name, "true")
+            assert model.predict(pictures, {"top": 2}) == table.to_dict("records")
+            assert all("ground" not in row for row in toys.predict(pictures))
+
+
+def test_pictures_are_not_all_held_in_memory(toys: Served) -> None:
+    """A photograph takes a hundred times as much as a tensor as in its file."""
+    batches = []
+    large = Served(
+        nn.Sequential(nn.AvgPool2d(256), nn.Flatten()), ["a"] * 48, 1, (3, 1024, 1024), False
+    )
+    large.get_raw_model().register_forward_hook(
+        lambda _module, inputs, _output: batches.append(len(inputs[0]))
+    )
+    assert len(large.predict([png(np.zeros((9, 9, 3), np.uint8))] * 11)) == 11
+    assert batches == [5, 5, 1]

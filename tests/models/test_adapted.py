@@ -10,7 +10,7 @@ import torchvision
 from click.testing import CliRunner
 
 from entrypoints.train import train as train_command
-from fashion.data.dataset import FashionMNIST
+from fashion.data.dataset import Dataset
 from fashion.errors import ModelError
 from fashion.models import catalogue
 from fashion.settings.experiment import Architecture, Experiment, Recipe
@@ -32,7 +32,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", [RESNET, SQUEEZENET, "torchvision:mobilenet_v3_small"])
-def test_images_give_logits_of_ten_classes(name: str, small: FashionMNIST) -> None:
+def test_images_give_logits_of_ten_classes(name: str, small: Dataset) -> None:
     model = catalogue.build(name, seed=42).eval()
     logits = evaluation.predict(model, small.test.images[:3])
     assert logits.shape == (3, 10)
@@ -45,7 +45,7 @@ def test_it_follows_from_the_seed() -> None:
     assert not all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_it_learns(small: FashionMNIST) -> None:
+def test_it_learns(small: Dataset) -> None:
     model = catalogue.build(SQUEEZENET, seed=42)
     recipe = Recipe(epochs=2, optimizer="adamw", lr=0.001)
     epochs = list(loop.train(model, head(small.train, 1000), recipe))
@@ -118,10 +118,12 @@ def test_what_cannot_take_small_images_is_refused(name: str) -> None:
         catalogue.build(f"torchvision:{name}", seed=42)
 
 
-def test_a_run_can_be_loaded_and_rebuilt(store: Path, small: FashionMNIST, weights: Path) -> None:
-    few = FashionMNIST(head(small.train, 320), head(small.test, 100), small.directory)
+def test_a_run_can_be_loaded_and_rebuilt(store: Path, small: Dataset, weights: Path) -> None:
+    few = Dataset(head(small.train, 320), head(small.test, 100), small.directory)
     recipe, architecture = Recipe(epochs=1, lr=0.01), Architecture(pretrained=str(weights))
-    run_id = training.train(Experiment(RESNET, architecture, 0, "cpu", recipe), few)
+    run_id = training.train(
+        Experiment(RESNET, architecture=architecture, val_size=0, device="cpu", recipe=recipe), few
+    )
     run = mlflow.get_run(run_id)
     assert run.data.params["model"] == RESNET
     assert run.data.params["pretrained"] == str(weights)

@@ -22,7 +22,7 @@ from ray.cluster_utils import Cluster
 from rich.console import Console
 
 from entrypoints import sweep as entry_point
-from fashion.data.dataset import FashionMNIST
+from fashion.data.dataset import Dataset
 from fashion.settings.experiment import Architecture, Experiment, Recipe
 from fashion.sweeps import plan, progress, report, sweep, tuner
 from fashion.sweeps.plan import Plan
@@ -184,7 +184,7 @@ def trials_on(node: str) -> set[str]:
 
 
 def test_failed_trials_are_tried_again_and_then_accounted_for(
-    store: Path, small: FashionMNIST, monkeypatch: pytest.MonkeyPatch
+    store: Path, small: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FASHION_STATE_DIR", "state")  # workers run in other folders
     failures = {0.1: 2, 0.2: 1}
@@ -195,7 +195,13 @@ def test_failed_trials_are_tried_again_and_then_accounted_for(
         (store / f"{lr}-{attempt}").touch()
         if attempt <= failures[lr]:
             raise OSError("no luck")
-        return Experiment("baseline", Architecture(), 200, "cpu", Recipe(epochs=1, lr=lr))
+        return Experiment(
+            "baseline",
+            architecture=Architecture(),
+            val_size=200,
+            device="cpu",
+            recipe=Recipe(epochs=1, lr=lr),
+        )
 
     searched = plan.parse("{lr: [0.1, 0.2]}", "here")
     grid = Plan(epochs=1, search="grid", grace_epochs=0, retries=1)
@@ -263,7 +269,7 @@ def test_a_missing_space_is_one_line(store: Path) -> None:
 
 
 def test_no_cluster_is_one_line_before_a_run_is_opened(
-    space_file: Path, dataset: FashionMNIST, monkeypatch: pytest.MonkeyPatch
+    space_file: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     assert "no Ray cluster" in assert_one_line(invoke("--space", "space.yaml"))
@@ -290,9 +296,9 @@ def test_a_resumed_sweep_keeps_its_plan(store: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda p: p.stem)
-def test_the_projects_own_spaces_can_be_trained(path: Path) -> None:
+def test_the_projects_own_spaces_can_be_trained(path: Path, small: Dataset) -> None:
     for corner in plan.read(path).corners():
-        build(Experiment.from_options(corner), "digest")
+        build(Experiment.from_options(corner), small.train)
 
 
 def test_a_choice_of_which_one_value_was_tried_is_drawn_without_a_warning(
@@ -345,7 +351,7 @@ def test_the_table_fits_a_terminal_and_shows_the_best_first(
         ("a_00003", "PENDING", 0, None, {"lr": 0.1, "batch_size": 128}),
         ("a_00004", "ERROR", 0, None, {"lr": 0.2, "batch_size": 64}),
     ]
-    with progress.TrialTable(searched, epochs=4) as table:
+    with progress.TrialTable(searched, plan.Plan(epochs=4)) as table:
         table.show(rows)
     shown = screen.getvalue()
     assert "0.0123 " in shown

@@ -24,13 +24,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from entrypoints.predict import predict as predict_command
-from fashion.data import dataset as dataset_module
-from fashion.data.dataset import FashionMNIST, load_dataset
-from fashion.data.download import FILES, _read
+from fashion.data import sources
+from fashion.data.dataset import Dataset
+from fashion.data.download import FILES, read
+from fashion.data.sources import load_dataset
 from fashion.errors import DataError, FashionError, printable
-from fashion.inference import conversion, photographs
+from fashion.inference import photographs
 from fashion.inference.photographs import ImageError
 from fashion.models import adapted, catalogue
+from fashion.portable import conversion
 from fashion.settings.experiment import Architecture
 from fashion.sweeps import plan
 from fashion.tracking import models
@@ -49,11 +51,11 @@ LABELS = "train-labels-idx1-ubyte"
 
 
 @pytest.fixture(scope="module")
-def plain(dataset: FashionMNIST, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plain(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The four files, decompressed."""
     directory = tmp_path_factory.mktemp("plain")
     for name in FILES:
-        (directory / name).write_bytes(_read(dataset.directory, name))
+        (directory / name).write_bytes(read(dataset.directory, name))
     return directory
 
 
@@ -300,7 +302,7 @@ def outcome(store: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Resul
     def stop(*_: object) -> None:
         raise DataError("read the dataset")
 
-    monkeypatch.setattr(dataset_module, "load_dataset", stop)
+    monkeypatch.setattr(sources, "load_dataset", stop)
 
     def run(name: str, *arguments: str) -> Result:
         command = getattr(import_module(f"entrypoints.{name}"), name)

@@ -17,7 +17,7 @@ from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from entrypoints.main import main
 from entrypoints.train import train
 from fashion.data import download
-from fashion.data.dataset import FashionMNIST
+from fashion.data.dataset import Dataset
 from fashion.models import catalogue
 from fashion.settings.experiment import Experiment
 from fashion.settings.gate import GATE_OPTIONS
@@ -143,7 +143,7 @@ def test_a_usage_error_says_what_was_meant(invoke, arguments: list[str], advice:
 
 
 def test_an_unwritable_data_directory_is_one_line(
-    store: Path, dataset: FashionMNIST, monkeypatch: pytest.MonkeyPatch
+    store: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "DEBIAN_DIR", dataset.directory)
     result = CliRunner().invoke(train, ["--data-dir", "/proc"])

@@ -8,7 +8,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from fashion.data.dataset import FashionMNIST
+from fashion.data.dataset import Dataset
 from tests.conftest import TrackingServer
 from tests.processes import Process
 
@@ -30,7 +30,7 @@ def finish(process: Process) -> str:
     ],
 )
 def test_nothing_is_lost_between_processes_at_one_store(
-    dataset: FashionMNIST,
+    dataset: Dataset,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,

@@ -12,9 +12,10 @@ from PIL import Image
 
 from entrypoints.cli.mlproject import command_of
 from fashion.analysis import summary
-from fashion.data.dataset import FashionMNIST
+from fashion.data.dataset import Dataset
 from fashion.settings.tags import MODEL_TAG
 from tests.conftest import ROOT
+from tests.pictures import write_classes
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROJECT = "mlflow run . "
@@ -65,7 +66,7 @@ def test_every_command_is_executed_here_or_elsewhere() -> None:
 def test_a_person_who_types_them_all_sees_no_error(
     invoke: Callable[..., Result],
     store: Path,
-    small: FashionMNIST,
+    small: Dataset,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def run(entry_point: str, passed: list[str]) -> Result:
@@ -75,6 +76,7 @@ def test_a_person_who_types_them_all_sees_no_error(
 
     (store / "photos").mkdir()
     Image.fromarray(small.test.images[0, 0].numpy()).save(store / "photos" / "boot.png")
+    write_classes(store / "flowers", ["rose", "tulip"], each=12)
     run("main", SMALL)
     run("train", ["--model", "compact", *SMALL])
     trained = mlflow.search_runs(output_format="list", filter_string=f"tags.{MODEL_TAG} = 'cnn'")
@@ -90,7 +92,7 @@ def test_a_person_who_types_them_all_sees_no_error(
                 # Their tests take a minute, and reproduce trains on the whole dataset.
                 command_of(entry_point).make_context(entry_point, passed)
             elif entry_point in ("main", "train"):
-                run(entry_point, [*passed, *SMALL])
+                run(entry_point, [*passed, *(SMALL[:2] if "--data" in passed else SMALL)])
             else:
                 run(entry_point, passed)
 

@@ -18,7 +18,7 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from fashion.data.dataset import FashionMNIST
+from fashion.data.dataset import Dataset
 from fashion.errors import TrackingError
 from fashion.tracking import checkpoint, models
 from fashion.tracking.store import refusals
@@ -131,7 +131,7 @@ def wait_for_imports(launcher: subprocess.Popen[str]) -> None:
 
 @pytest.mark.parametrize("early", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_ctrl_c_at_mlflow_run_ends_the_run_as_killed(
-    store: Path, dataset: FashionMNIST, early: bool
+    store: Path, dataset: Dataset, early: bool
 ) -> None:
     process = subprocess.Popen(
         [
@@ -249,7 +249,7 @@ def test_results_of_a_server_lost_for_good_are_replayed(
 
 
 def test_a_store_of_a_newer_schema_is_refused_in_one_line(
-    start: Start, store: Path, dataset: FashionMNIST
+    start: Start, store: Path, dataset: Dataset
 ) -> None:
     import sqlite3
 

@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
-from fashion.data.dataset import FashionMNIST
+from fashion.data.dataset import Dataset
 from tests.conftest import HANG_SECONDS, ROOT
 
 PATH = ROOT / "notebooks" / "lab.ipynb"
@@ -61,7 +61,7 @@ def test_the_kept_outputs_are_of_one_run_of_all_cells() -> None:
 
 @pytest.mark.slow
 def test_the_notebook_runs_to_its_check_and_leaves_only_its_store(
-    tmp_path: Path, dataset: FashionMNIST, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notebook = nbformat.read(PATH, as_version=4)
     kept = {name: kinds(cell) for name, cell in code_cells(notebook).items()}

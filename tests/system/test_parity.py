@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks.lab import run_lab
-from fashion.data.dataset import FashionMNIST
+from fashion.data.dataset import Dataset
 from fashion.models import catalogue
 from fashion.settings.experiment import Recipe
 from fashion.training import loop
@@ -20,7 +20,7 @@ def assert_same_weights(ours: torch.nn.Module, labs: torch.nn.Module) -> None:
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_the_weights_are_the_labs_on_a_few_thousand_images(
-    small: FashionMNIST, name: str, epochs: int
+    small: Dataset, name: str, epochs: int
 ) -> None:
     lab = run_lab(name, small, epochs)
     model = catalogue.build(name, seed=42)
@@ -28,7 +28,7 @@ def test_the_weights_are_the_labs_on_a_few_thousand_images(
     assert_same_weights(model, lab.model)
 
 
-def test_another_seed_gives_other_weights(small: FashionMNIST) -> None:
+def test_another_seed_gives_other_weights(small: Dataset) -> None:
     lab = run_lab("baseline", small, epochs=1, seed=43)
     model = catalogue.build("baseline", seed=42)
     list(loop.train(model, small.train, Recipe(epochs=1, kernels="torch")))
@@ -38,7 +38,7 @@ def test_another_seed_gives_other_weights(small: FashionMNIST) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
-def test_the_full_recipe_gives_the_labs_weights(dataset: FashionMNIST, name: str) -> None:
+def test_the_full_recipe_gives_the_labs_weights(dataset: Dataset, name: str) -> None:
     training, _ = dataset.split(0)
     model = catalogue.build(name, seed=42)
     list(loop.train(model, training, Recipe(kernels="torch")))

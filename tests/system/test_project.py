@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 
 from entrypoints.cli import conda, mlproject
 from fashion import advice
-from fashion.data.dataset import FashionMNIST
+from fashion.data.dataset import Dataset
 from fashion.settings.experiment import OPTIONS
 from fashion.settings.presets import PRESETS
 from tests.conftest import HANG_SECONDS, ROOT
@@ -107,9 +107,7 @@ def test_the_lock_is_up_to_date() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def mlflow_run(
-    store: Path, dataset: FashionMNIST, *arguments: str
-) -> subprocess.CompletedProcess[str]:
+def mlflow_run(store: Path, dataset: Dataset, *arguments: str) -> subprocess.CompletedProcess[str]:
     # A user's shell names no experiment: --experiment-name does.
     env = {name: value for name, value in os.environ.items() if "MLFLOW_EXPERIMENT" not in name}
     return subprocess.run(
@@ -134,7 +132,7 @@ def mlflow_run(
         pytest.param("uv", marks=pytest.mark.environment),
     ],
 )
-def test_mlflow_run_trains(store: Path, dataset: FashionMNIST, env_manager: str) -> None:
+def test_mlflow_run_trains(store: Path, dataset: Dataset, env_manager: str) -> None:
     done = mlflow_run(
         store, dataset, "-e", "train", "--env-manager", env_manager, "--experiment-name", "test",
         "-P", "model=baseline", "-P", "epochs=1", "-P", "lr=1e-1", "-P", "hidden_units=12",
@@ -152,9 +150,7 @@ def test_mlflow_run_trains(store: Path, dataset: FashionMNIST, env_manager: str)
 
 
 @pytest.mark.slow  # test_runs.py has it without the process of `mlflow run`
-def test_mlflow_run_with_a_bad_parameter_fails_in_one_line(
-    store: Path, dataset: FashionMNIST
-) -> None:
+def test_mlflow_run_with_a_bad_parameter_fails_in_one_line(store: Path, dataset: Dataset) -> None:
     done = mlflow_run(
         store, dataset, "-e", "train", "--env-manager", "local", "--experiment-name", "test",
         "-P", "epochs=0",

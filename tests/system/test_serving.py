@@ -24,8 +24,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from fashion.data.dataset import FashionMNIST, to_float
-from fashion.settings.task import CHAMPION_URI, CLASSES, MODEL_NAME
+from fashion.data.dataset import Dataset, to_float
+from fashion.settings.task import CHAMPION_URI, FASHION_MNIST, MODEL_NAME
 from fashion.tracking import models, registry
 from fashion.tracking.query import Query
 from fashion.training import evaluation
@@ -71,13 +71,13 @@ def photograph(image: NDArray[np.float32], kind: str = "PNG") -> bytes:
 
 
 @pytest.fixture
-def images(small: FashionMNIST) -> NDArray[np.float32]:
+def images(small: Dataset) -> NDArray[np.float32]:
     """A few real test images, as the model card says they must be."""
     return to_float(small.test.images[:IMAGES]).numpy()
 
 
 @pytest.fixture
-def logits(train_small: Callable[..., str], small: FashionMNIST) -> NDArray[np.float32]:
+def logits(train_small: Callable[..., str], small: Dataset) -> NDArray[np.float32]:
     """What the champion, which is registered here, answers in this process to `images`."""
     train_small("cnn", batch_size=8, lr=0.05, seed=0)
     registry.register(MODEL_NAME, Query(models=["cnn"]), small)
@@ -121,7 +121,9 @@ def test_the_champion_needs_nothing_but_the_packages_it_pins(
         check=True,
     )
     theirs = dict(np.load(elsewhere / "logits.npz"))
-    assert theirs.pop("classes").tolist() == [CLASSES[index] for index in logits.argmax(axis=1)]
+    assert theirs.pop("classes").tolist() == [
+        FASHION_MNIST.classes[index] for index in logits.argmax(axis=1)
+    ]
     ours = mlflow.pyfunc.load_model(CHAMPION_URI).predict(photograph(images[0]))
     assert theirs.pop("photograph").tolist() == ours["class"].tolist()
     assert len(theirs) == 4
@@ -228,7 +230,7 @@ def png_of(width: int, height: int) -> bytes:
 def test_the_served_champion_takes_pictures_and_refuses_what_is_none(
     server: str, images: NDArray[np.float32], logits: NDArray[np.float32], tmp_path: Path
 ) -> None:
-    names = [CLASSES[index] for index in logits.argmax(axis=1)]
+    names = [FASHION_MNIST.classes[index] for index in logits.argmax(axis=1)]
     temperature = mlflow.models.get_model_info(CHAMPION_URI).metadata["temperature"]
     probabilities = np.exp(logits / temperature)
     probabilities /= probabilities.sum(axis=1, keepdims=True)
@@ -334,7 +336,7 @@ def test_mlflow_predicts_in_a_batch_and_describes_an_image(
         command = ["mlflow", "models", *arguments, "-m", CHAMPION_URI]
         subprocess.run(command, cwd=tmp_path, env={**os.environ, "PATH": path}, check=True)
     (answer,) = json.loads((tmp_path / "answer.json").read_text())["predictions"]
-    assert answer["class"] in CLASSES
+    assert answer["class"] in FASHION_MNIST.classes
     model = tmp_path / "docker" / "model_dir"
     assert "pillow==" in (model / "requirements.txt").read_text()
     copied = mlflow.pyfunc.load_model(str(model)).predict(photograph(images[0]))

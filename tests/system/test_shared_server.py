@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from fashion.data.dataset import FashionMNIST
+from fashion.data.dataset import Dataset
 from fashion.tracking import models, registry
 from fashion.tracking.query import Query
 from fashion.training import evaluation
@@ -89,7 +89,7 @@ def members(tracking_server: TrackingServer) -> list[TrackingServer]:
 
 @pytest.fixture(scope="module")
 def copies(
-    members: list[TrackingServer], dataset: FashionMNIST, tmp_path_factory: pytest.TempPathFactory
+    members: list[TrackingServer], dataset: Dataset, tmp_path_factory: pytest.TempPathFactory
 ) -> list[WorkingCopy]:
     """Both members' working copies, at different commits, after both have trained at once."""
     alice, bob = members
@@ -173,7 +173,7 @@ def test_two_working_copies_log_to_one_experiment_at_once(
 def test_one_registers_the_best_and_the_other_loads_it_by_name(
     copies: list[WorkingCopy],
     client: MlflowClient,
-    dataset: FashionMNIST,
+    dataset: Dataset,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     alice, bob = (copy.member for copy in copies)
@@ -224,7 +224,7 @@ def test_no_secret_is_stored_or_printed(
 
 @pytest.mark.parametrize("case", ["no account", "wrong password", "wrong password in the address"])
 def test_who_is_not_let_in_learns_it_in_one_line(
-    tracking_server: TrackingServer, dataset: FashionMNIST, tmp_path: Path, case: str
+    tracking_server: TrackingServer, dataset: Dataset, tmp_path: Path, case: str
 ) -> None:
     password = secrets.token_hex()
     wrong = TrackingServer(tracking_server.url, "admin", password)

@@ -17,7 +17,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from entrypoints.main import main
 from fashion.analysis import figures, summary
-from fashion.data import dataset as dataset_module
+from fashion.data import sources
 from fashion.settings.tags import TRIAL_TAG
 from fashion.tracking import views
 from tests.server import Server
@@ -72,7 +72,7 @@ def lab(
     monkeypatch.setattr(summary, "figures", figures)
     if request.config.getoption("--screenshots"):
         dataset = request.getfixturevalue("dataset")
-        monkeypatch.setattr(dataset_module, "load_dataset", lambda _: dataset)
+        monkeypatch.setattr(sources, "load_dataset", lambda *_: dataset)
         result = invoke(main, [])
     else:
         result = invoke(main, ["--epochs", "1", "--val-size", "200"])
@@ -111,7 +111,7 @@ def test_each_page_shows_what_was_found(
 
     open_at(page, f"{experiment}/runs?{TRAINING}")
     expect(page.get_by_role("link", name="lab", exact=True)).to_be_visible()
-    expect(page.get_by_text("Image classifiers on")).to_be_visible()
+    expect(page.get_by_text("Image classifiers, trained and compared")).to_be_visible()
     photograph("runs")
 
     open_at(page, f"{experiment}/runs/{parent.info.run_id}?{TRAINING}")

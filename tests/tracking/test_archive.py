@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from mlflow.models import infer_signature
 
 from fashion.errors import RegistryError
-from fashion.settings.task import CHAMPION_URI, IMAGE_SHAPE
-from fashion.tracking import faces, models
+from fashion.settings.task import CHAMPION_URI, FASHION_MNIST, Task
+from fashion.tracking import archive, faces, models
 from tests.conftest import assert_one_line
 
 EVIL = "import os; os.mkdir(os.environ['EVIL']); from pickle import *"
@@ -29,7 +29,7 @@ def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def log_linear(**options: object) -> Path:
     """Log a model; return the folder of its files."""
-    images = torch.rand(2, *IMAGE_SHAPE)
+    images = torch.rand(2, *FASHION_MNIST.shape)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10)).eval()
     options = {"serialization_format": "pt2", "pip_requirements": ["torch"]} | options
     if options["serialization_format"] == "pt2":
@@ -106,6 +106,74 @@ def test_logits_are_divided_by_nothing_but_a_temperature(temperature: object) ->
     folder = log_linear(metadata={"temperature": temperature})
     with pytest.raises(RegistryError, match="is not positive"):
         models.load_calibrated(str(folder))
+
+
+def describe(folder: Path, **changes: object) -> None:
+    """Change the metadata of a model."""
+    described = yaml.safe_load((folder / "MLmodel").read_text())
+    described["metadata"] = {**(described.get("metadata") or {}), **changes}
+    (folder / "MLmodel").write_text(yaml.safe_dump(described))
+
+
+TOYS = {
+    "name": "toys",
+    "title": "Toys",
+    "classes": ["ant", "bee"],
+    "shape": [3, 20, 30],
+    "extract": False,
+    "mean": [0.5, 0.25, 1],
+    "std": [],
+}
+
+
+@pytest.mark.usefixtures("store")
+def test_the_task_of_a_model_is_in_its_metadata() -> None:
+    folder = log_linear()
+    assert archive.task_of(str(folder)) == FASHION_MNIST  # as of models logged before
+    describe(folder, **TOYS)
+    task = Task("toys", "Toys", ("ant", "bee"), (3, 20, 30), mean=(0.5, 0.25, 1))
+    assert archive.task_of(str(folder)) == models.load_calibrated(str(folder)).task == task
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("name", ""),
+        ("title", None),
+        ("title", ["Toys"]),
+        ("classes", ["ant"]),
+        ("classes", ["ant", "ant"]),
+        ("classes", ["ant", 3]),
+        ("classes", "ants"),
+        ("shape", [20, 30]),
+        ("shape", [3, 20, True]),
+        ("shape", [2, 20, 20]),
+        ("shape", [3, 0, 20]),
+        ("shape", [3, 100_000, 100_000]),
+        ("shape", "1x28x28"),
+        ("extract", 1),
+        ("mean", ["a"]),
+        ("std", [float("nan")]),
+        ("std", 1),
+    ],
+)
+@pytest.mark.usefixtures("store")
+def test_a_task_that_is_none_is_refused_in_one_line(name: str, value: object) -> None:
+    folder = log_linear()
+    describe(folder, **TOYS | {name: value})
+    for read in (archive.task_of, models.load):
+        with pytest.raises(RegistryError) as refused:
+            read(str(folder))
+        assert f"its metadata has no valid {name} of a task" in str(refused.value)
+        assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.usefixtures("store")
+def test_foregrounds_are_cut_out_for_one_size_only() -> None:
+    folder = log_linear()
+    describe(folder, **TOYS | {"extract": True})
+    with pytest.raises(RegistryError, match="for images of 1x28x28 only"):
+        models.load(str(folder))
 
 
 def planted(folder: Path) -> Path:

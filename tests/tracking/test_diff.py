@@ -196,8 +196,14 @@ def test_a_model_that_does_not_exist_is_one_line(
     assert not mlflow.search_runs(output_format="list")
 
 
-def test_two_models_must_be_named(compare: Callable[..., Result]) -> None:
-    for a, b in (("", "x"), ("x", "")):
-        result = compare(a, b)
-        assert result.exit_code == 2
-        assert "Give two models to compare" in result.stderr
+def test_the_other_model_is_the_champion(
+    train_small: Callable[..., str], compare: Callable[..., Result]
+) -> None:
+    message = assert_one_line(compare(train_small(), ""))
+    assert f"models:/{MODEL_NAME}@champion does not exist" in message
+
+
+def test_a_model_must_be_named(compare: Callable[..., Result]) -> None:
+    result = compare("", "x")
+    assert result.exit_code == 2
+    assert "Give two models to compare" in result.stderr

@@ -12,7 +12,7 @@ from PIL import Image
 
 from entrypoints.evaluate import evaluate
 from fashion.analysis import predictions
-from fashion.data.dataset import FashionMNIST
+from fashion.data.dataset import Dataset
 from fashion.tracking import models
 from tests.conftest import assert_one_line
 
@@ -23,7 +23,7 @@ def run_evaluate(invoke: Callable[..., Result]) -> Callable[..., Result]:
 
 
 @pytest.fixture
-def photos(small: FashionMNIST, store: Path) -> Path:
+def photos(small: Dataset, store: Path) -> Path:
     """Ten pictures of three classes, as they are in the test set, and a text file."""
     names = {9: "Ankle boot", 2: "pullover", 1: "TROUSER"}
     rows = [index for index, label in enumerate(small.test.labels.tolist()) if label in names]
@@ -81,7 +81,7 @@ def test_labelled_pictures_are_evaluated_by_the_names_of_their_folders(
     train_small: Callable[..., str],
     run_evaluate: Callable[..., Result],
     photos: Path,
-    small: FashionMNIST,
+    small: Dataset,
 ) -> None:
     run_id = train_small()
     result = run_evaluate("--model-uri", run_id, "--images", "photos")
@@ -127,11 +127,23 @@ def test_a_diverged_model_is_reported_without_the_figures_that_it_cannot_have(
 
 
 @pytest.mark.usefixtures("photos")
+def test_a_folder_without_labelled_pictures_is_one_line_and_no_run(
+    train_small: Callable[..., str], run_evaluate: Callable[..., Result]
+) -> None:
+    run_id = train_small()
+    for folder, problem in (
+        ("missing", "cannot read missing: No such file"),
+        ("photos/pullover", "has no folders named after the classes"),
+        (".", "is named after none of the classes"),
+    ):
+        result = run_evaluate("--model-uri", run_id, "--images", folder)
+        assert problem in assert_one_line(result), folder
+    assert len(mlflow.search_runs(output_format="list")) == 1
+
+
+@pytest.mark.usefixtures("photos")
 def test_bad_input_is_one_line_and_no_run(run_evaluate: Callable[..., Result]) -> None:
     for arguments, problem in (
-        (["--images", "missing"], "cannot read missing: No such file"),
-        (["--images", "photos/pullover"], "has no folders named after the classes"),
-        (["--images", "."], "photos is named after none of the classes"),
         (["--images", "photos"], "models:/fashion-mnist-cnn@champion does not exist"),
         ([], "models:/fashion-mnist-cnn@champion does not exist"),
         (["--model-uri", "models:/it's/1"], "models:/it's/1"),

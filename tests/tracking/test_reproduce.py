@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from entrypoints.reproduce import reproduce
-from fashion.data.dataset import FashionMNIST
+from fashion.data.dataset import Dataset
 from fashion.settings.experiment import Experiment
 from fashion.settings.tags import CHANGES_TAG, CODE_TAG, REPRODUCED_TAG
 from fashion.tracking import answers, checkout, configuration, models, reproduction
@@ -58,7 +58,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def run_reproduce(
-    invoke: Callable[..., Result], repository: Path, dataset: FashionMNIST, temporary: Path
+    invoke: Callable[..., Result], repository: Path, dataset: Dataset, temporary: Path
 ) -> Callable[..., Result]:
     return lambda uri: invoke(reproduce, ["--model-uri", uri, "--data-dir", str(dataset.directory)])
 
@@ -174,7 +174,7 @@ def test_it_is_trained_with_the_settings_and_threads_of_its_run_and_nothing_of_t
     train_small: Callable[..., str],
     run_reproduce: Callable[..., Result],
     prepare: Callable[[], Path],
-    dataset: FashionMNIST,
+    dataset: Dataset,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run_id = train_small(augment=("flip", "shift"), momentum=0.9, nesterov=True)
@@ -344,7 +344,7 @@ def test_an_interruption_while_it_is_deleted_leaves_nothing(
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(shutil.which("uv") is None, reason="uv is not on PATH")
 def test_a_clone_reproduces_what_it_has_trained(
-    store: Path, dataset: FashionMNIST, temporary: Path
+    store: Path, dataset: Dataset, temporary: Path
 ) -> None:
     if not (ROOT / ".git").exists():
         pytest.skip("this is no clone")

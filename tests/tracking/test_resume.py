@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus, Run
 
 from entrypoints.close import close
-from fashion.data.dataset import FashionMNIST, Subset
+from fashion.data.dataset import Dataset, Subset
 from fashion.errors import TrackingError
 from fashion.files import FileError
 from fashion.models import catalogue
@@ -68,7 +68,7 @@ def kept_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_training_goes_on_to_the_same_bits(
-    small: FashionMNIST,
+    small: Dataset,
     model: str,
     architecture: dict[str, Any],
     settings: dict[str, Any],
@@ -101,7 +101,7 @@ def test_a_training_goes_on_to_the_same_bits(
         assert torch.equal(tensor, other), name
 
 
-def test_a_training_stopped_early_stays_stopped(small: FashionMNIST) -> None:
+def test_a_training_stopped_early_stays_stopped(small: Dataset) -> None:
     recipe = Recipe(epochs=9, lr=1e-30, patience=1)
     model = catalogue.build("baseline", 0)
     *_, last = loop.train(model, small.train, recipe, small.test)
@@ -145,7 +145,7 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
 )
 def test_a_run_cut_off_anywhere_is_completed_without_doubles(
     train_small: Callable[..., str],
-    small: FashionMNIST,
+    small: Dataset,
     cut: Callable[[str, int], None],
     function: str,
     call: int,
@@ -187,7 +187,7 @@ def test_a_run_cut_off_anywhere_is_completed_without_doubles(
 )
 def test_a_model_that_was_half_logged_is_completed(
     train_small: Callable[..., str],
-    small: FashionMNIST,
+    small: Dataset,
     monkeypatch: pytest.MonkeyPatch,
     function: str,
     end: type[BaseException],
@@ -221,7 +221,7 @@ def files(run: Run) -> set[str]:
 
 
 def test_a_run_that_another_process_is_at_is_left_alone(
-    train_small: Callable[..., str], small: FashionMNIST, cut: Callable[[str, int], None]
+    train_small: Callable[..., str], small: Dataset, cut: Callable[[str, int], None]
 ) -> None:
     cut("log_artifacts", 1)
     with pytest.raises(TrackingError):
@@ -233,7 +233,7 @@ def test_a_run_that_another_process_is_at_is_left_alone(
 
 
 def test_changed_settings_are_refused_with_their_list(
-    train_small: Callable[..., str], small: FashionMNIST, cut: Callable[[str, int], None]
+    train_small: Callable[..., str], small: Dataset, cut: Callable[[str, int], None]
 ) -> None:
     cut("log_inputs", 1)
     with pytest.raises(TrackingError):
@@ -252,7 +252,7 @@ def test_changed_settings_are_refused_with_their_list(
 
 
 @pytest.mark.parametrize("run_id", ["latest", RUN_ID])
-def test_there_is_nothing_to_resume(store: Path, small: FashionMNIST, run_id: str) -> None:
+def test_there_is_nothing_to_resume(store: Path, small: Dataset, run_id: str) -> None:
     with pytest.raises(CheckpointError, match="no unfinished run"):
         training.resume(run_id, small)
 
@@ -320,7 +320,7 @@ def test_a_state_directory_that_cannot_be_is_said_before_a_run_is_created(
 
 def test_a_changed_processor_or_changed_code_is_named_and_accepted_only_if_asked(
     train_small: Callable[..., str],
-    small: FashionMNIST,
+    small: Dataset,
     cut: Callable[[str, int], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -357,7 +357,7 @@ def test_what_a_kill_left_inside_the_first_checkpoint_is_cleaned(
 
 def test_an_interrupted_run_is_extended_to_the_bits_of_a_longer_one(
     train_small: Callable[..., str],
-    small: FashionMNIST,
+    small: Dataset,
     cut: Callable[[str, int], None],
 ) -> None:
     whole = mlflow.get_run(train_small("baseline", epochs=4, warmup_epochs=0.5))
@@ -379,7 +379,7 @@ def test_an_interrupted_run_is_extended_to_the_bits_of_a_longer_one(
 
 
 def test_a_decaying_schedule_is_not_extended(
-    train_small: Callable[..., str], small: FashionMNIST, cut: Callable[[str, int], None]
+    train_small: Callable[..., str], small: Dataset, cut: Callable[[str, int], None]
 ) -> None:
     cut("log_inputs", 1)
     with pytest.raises(TrackingError):

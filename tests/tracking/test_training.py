@@ -20,11 +20,11 @@ from torch.nn.functional import cross_entropy
 from fashion.analysis import figures, predictions, summary, tables
 from fashion.analysis.calibration import fit_temperature
 from fashion.analysis.predictions import Predictions
-from fashion.data.dataset import FashionMNIST, to_float
+from fashion.data.dataset import Dataset, to_float
 from fashion.errors import TrackingError
 from fashion.models import catalogue
 from fashion.settings.experiment import Architecture, Experiment, Recipe
-from fashion.settings.task import CLASSES
+from fashion.settings.task import FASHION_MNIST, Task
 from fashion.tracking import models, records, runs, training
 from fashion.tracking.store import connect
 from fashion.training import evaluation, loop
@@ -38,9 +38,7 @@ def _drawn_figures() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def trained(
-    _empty_store: Path, small: FashionMNIST, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def trained(_empty_store: Path, small: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database with one run."""
     folder = tmp_path_factory.mktemp("trained")
     path = shutil.copy(_empty_store, folder / "mlflow.db")
@@ -48,7 +46,10 @@ def trained(
     mlflow.create_experiment("trained", artifact_location=str(folder / "artifacts"))
     mlflow.set_experiment("trained")
     experiment = Experiment(
-        "baseline", Architecture(), 200, "cpu", Recipe(epochs=2, batch_size=32, lr=0.1, seed=42)
+        "baseline",
+        val_size=200,
+        device="cpu",
+        recipe=Recipe(epochs=2, batch_size=32, lr=0.1, seed=42),
     )
     training.train(experiment, small)
     return path
@@ -66,7 +67,7 @@ def artifact(run: Run, name: str) -> str:
     return mlflow.artifacts.load_text(f"{run.info.artifact_uri}/{name}")
 
 
-def test_parameters_say_what_ran(run: Run, small: FashionMNIST) -> None:
+def test_parameters_say_what_ran(run: Run, small: Dataset) -> None:
     assert run.info.status == "FINISHED"
     assert run.data.params == {
         "model": "baseline",
@@ -93,6 +94,12 @@ def test_parameters_say_what_ran(run: Run, small: FashionMNIST) -> None:
         "mixup": "0.0",
         "freeze_epochs": "0",
         "precision": "float32",
+        "class_weights": "none",
+        "data": "fashion-mnist",
+        "image_size": "0",
+        "strict": "False",
+        "image_shape": "1x28x28",
+        "classes": "10",
         "val_size": "200",
         "split_seed": "42",
         "train_digest": small.split(200)[0].digest,
@@ -122,7 +129,7 @@ def test_each_epoch_has_its_metrics(run: Run, metric: str) -> None:
     assert all(math.isfinite(point.value) for point in history)
 
 
-def test_test_data_is_measured_once_and_correctly(run: Run, small: FashionMNIST) -> None:
+def test_test_data_is_measured_once_and_correctly(run: Run, small: Dataset) -> None:
     for metric in ("test_loss", "test_accuracy"):
         assert len(MlflowClient().get_metric_history(run.info.run_id, metric)) == 1
     training, validation = small.split(200)
@@ -140,7 +147,7 @@ def test_speed_is_that_of_training(run: Run) -> None:
     assert run.data.metrics["images_per_second"] == pytest.approx(2 * 1_800 / seconds)
 
 
-def test_lineage_names_the_datasets_by_digest(run: Run, small: FashionMNIST) -> None:
+def test_lineage_names_the_datasets_by_digest(run: Run, small: Dataset) -> None:
     training, validation = small.split(200)
     expected = {"training": training, "validation": validation, "test": small.test}
     logged = {entry.tags[0].value: entry for entry in run.inputs.dataset_inputs}
@@ -161,7 +168,7 @@ def test_lineage_names_the_datasets_by_digest(run: Run, small: FashionMNIST) -> 
 
 
 def test_its_model_is_ranked_by_what_was_measured_on_the_same_images(
-    run: Run, small: FashionMNIST
+    run: Run, small: Dataset
 ) -> None:
     _, validation = small.split(200)
     for subset, metric in ((validation, "val_accuracy"), (small.test, "test_accuracy")):
@@ -189,14 +196,14 @@ def test_its_pictures_can_be_seen_beside_those_of_other_runs(run: Run) -> None:
 
 def test_tables_agree_with_the_metrics(run: Run) -> None:
     confusion = pd.read_csv(StringIO(artifact(run, "confusion_matrix.csv")), index_col="true")
-    assert list(confusion.index) == list(confusion.columns) == list(CLASSES)
+    assert list(confusion.index) == list(confusion.columns) == list(FASHION_MNIST.classes)
     counts = confusion.to_numpy()
     assert counts.sum() == 500
     assert counts.trace() / 500 == pytest.approx(run.data.metrics["test_accuracy"])
 
     table = json.loads(artifact(run, "per_class.json"))
     per_class = pd.DataFrame(table["data"], columns=table["columns"]).set_index("class")
-    recall = pd.Series(counts.diagonal() / counts.sum(axis=1), index=list(CLASSES))
+    recall = pd.Series(counts.diagonal() / counts.sum(axis=1), index=list(FASHION_MNIST.classes))
     assert per_class["recall"].to_dict() == pytest.approx(recall.to_dict())
     assert per_class["images"].sum() == 500
 
@@ -205,7 +212,7 @@ def test_tables_agree_with_the_metrics(run: Run) -> None:
     assert first_line.endswith(f": {off_diagonal.max()} times")
 
 
-def test_calibration_is_that_of_the_test_answers(run: Run, small: FashionMNIST) -> None:
+def test_calibration_is_that_of_the_test_answers(run: Run, small: Dataset) -> None:
     model = catalogue.build("baseline", seed=42)
     list(loop.train(model, small.split(200)[0], Recipe(epochs=2)))
     table = tables.calibration(small.test.labels, evaluation.evaluate(model, small.test).logits)
@@ -213,14 +220,14 @@ def test_calibration_is_that_of_the_test_answers(run: Run, small: FashionMNIST) 
     assert 0 < run.data.metrics["test_ece"] < 0.5
 
 
-def test_probabilities_are_calibrated_on_validation_data(run: Run, small: FashionMNIST) -> None:
+def test_probabilities_are_calibrated_on_validation_data(run: Run, small: Dataset) -> None:
     model = catalogue.build("baseline", seed=42)
     training, validation = small.split(200)
     list(loop.train(model, training, Recipe(epochs=2)))
     temperature = fit_temperature(validation.labels, evaluation.evaluate(model, validation).logits)
     assert temperature != pytest.approx(1, abs=0.01)
     assert run.data.metrics["temperature"] == pytest.approx(temperature, rel=1e-3)
-    _, stored = models.load_calibrated(models.model_uri(run))
+    stored = models.load_calibrated(models.model_uri(run)).temperature
     assert stored == run.data.metrics["temperature"]
     logits = evaluation.evaluate(model, small.test).logits / temperature
     error = tables.expected_calibration_error(tables.calibration(small.test.labels, logits))
@@ -233,7 +240,7 @@ def predictions_of(run: Run) -> dict[str, Predictions]:
 
 
 def test_all_predictions_are_kept_with_the_digests_of_their_images(
-    run: Run, small: FashionMNIST
+    run: Run, small: Dataset
 ) -> None:
     kept = predictions_of(run)
     for split, prefix, subset in (
@@ -250,7 +257,7 @@ def test_all_predictions_are_kept_with_the_digests_of_their_images(
 
 
 def test_a_run_that_stops_early_reports_the_weights_it_kept(
-    train_small: Callable[..., str], small: FashionMNIST
+    train_small: Callable[..., str], small: Dataset
 ) -> None:
     run = mlflow.get_run(train_small("cnn", epochs=50, batch_size=8, lr=0.2, patience=1))
     history = MlflowClient().get_metric_history(run.info.run_id, "val_loss")
@@ -302,14 +309,14 @@ def test_the_note_sums_the_run_up(run: Run) -> None:
 
 
 def test_the_model_loads_back_without_pickle_and_gives_the_same_logits(
-    run: Run, small: FashionMNIST
+    run: Run, small: Dataset
 ) -> None:
     uri = f"models:/{run.outputs.model_outputs[0].model_id}"
     info = mlflow.models.get_model_info(uri)
     files = mlflow.artifacts.list_artifacts(f"{info.artifact_path}/data")
     assert [file.path for file in files] == ["data/model.pt2"]
     assert [param.name for param in info.signature.params.params] == ["top", "invert"]
-    assert info.metadata["classes"] == list(CLASSES)
+    assert info.metadata["classes"] == list(FASHION_MNIST.classes)
     requirements = mlflow.artifacts.load_text(f"{info.artifact_path}/requirements.txt").split()
     assert all("==" in requirement for requirement in requirements)
 
@@ -326,7 +333,7 @@ def test_the_model_loads_back_without_pickle_and_gives_the_same_logits(
         )
     by_pyfunc = mlflow.pyfunc.load_model(uri).predict(to_float(small.test.images[:3]).numpy())
     best = evaluation.predict(model, small.test.images[:3]).argmax(dim=1)
-    assert by_pyfunc["class"].tolist() == [CLASSES[index] for index in best]
+    assert by_pyfunc["class"].tolist() == [FASHION_MNIST.classes[index] for index in best]
     logged = mlflow.get_logged_model(info.model_id)
     assert {metric.key for metric in logged.metrics} >= {"test_loss", "test_accuracy"}
 
@@ -338,8 +345,10 @@ def test_without_validation_nothing_is_selected_on(train_small: Callable[..., st
     assert len(run.inputs.dataset_inputs) == 2
 
 
-def test_children_belong_to_their_group(store: object, small: FashionMNIST) -> None:
-    experiment = Experiment("baseline", Architecture(), 200, "cpu", Recipe(epochs=1))
+def test_children_belong_to_their_group(store: object, small: Dataset) -> None:
+    experiment = Experiment(
+        "baseline", architecture=Architecture(), val_size=200, device="cpu", recipe=Recipe(epochs=1)
+    )
     with runs.running(name="lab") as parent:
         child = training.train(experiment, small, nested=True)
     parent_id = parent.info.run_id
@@ -359,25 +368,33 @@ def test_a_run_opened_by_mlflow_run_is_continued_whatever_the_spelling_of_its_pa
     assert run.data.params["epochs"] == "1"
 
 
-def broken(hidden_units: int) -> torch.nn.Module:
+def broken(hidden_units: int, task: Task) -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, hidden_units))
 
 
 def test_a_failure_leaves_the_run_failed(
-    store: object, small: FashionMNIST, monkeypatch: pytest.MonkeyPatch
+    store: object, small: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(catalogue.MODELS, "broken", f"{__name__}:broken")
-    experiment = Experiment("broken", Architecture(), 200, "cpu", Recipe(epochs=1))
+    experiment = Experiment(
+        "broken", architecture=Architecture(), val_size=200, device="cpu", recipe=Recipe(epochs=1)
+    )
     with pytest.raises(RuntimeError):
         training.train(experiment, small)
     (run,) = mlflow.search_runs(output_format="list")
     assert run.info.status == "FAILED"
 
 
-def test_system_metrics_are_logged_when_asked(store: object, small: FashionMNIST) -> None:
+def test_system_metrics_are_logged_when_asked(store: object, small: Dataset) -> None:
     mlflow.set_system_metrics_sampling_interval(0.2)
     try:
-        experiment = Experiment("baseline", Architecture(), 200, "cpu", Recipe(epochs=1))
+        experiment = Experiment(
+            "baseline",
+            architecture=Architecture(),
+            val_size=200,
+            device="cpu",
+            recipe=Recipe(epochs=1),
+        )
         run = mlflow.get_run(training.train(experiment, small, system_metrics=True))
     finally:
         mlflow.set_system_metrics_sampling_interval(None)

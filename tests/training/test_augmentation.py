@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fashion.data.dataset import FashionMNIST, to_float
+from fashion.data.dataset import Dataset, to_float
 from fashion.models import catalogue
 from fashion.settings.experiment import AUGMENTATIONS, Recipe
 from fashion.training import augmentation, loop
@@ -11,7 +11,7 @@ from fashion.training.augmentation import CHANGES
 
 
 @pytest.fixture
-def images(small: FashionMNIST) -> torch.Tensor:
+def images(small: Dataset) -> torch.Tensor:
     return to_float(small.train.images[:400])
 
 
@@ -72,7 +72,7 @@ def test_the_seed_determines_what_is_drawn(images: torch.Tensor, name: str) -> N
     assert function(images).shape == images.shape
 
 
-def test_training_sees_the_augmented_images(small: FashionMNIST) -> None:
+def test_training_sees_the_augmented_images(small: Dataset) -> None:
     def final_loss(**settings: object) -> float:
         model = catalogue.build("baseline", seed=42)
         return list(loop.train(model, small.train, Recipe(**settings)))[-1].loss
@@ -85,6 +85,6 @@ def test_training_sees_the_augmented_images(small: FashionMNIST) -> None:
 def test_a_process_without_rows_of_a_batch_has_nothing_to_augment() -> None:
     images, targets = torch.zeros(0, 1, 28, 28), torch.zeros(0, dtype=torch.int64)
     augmented = augmentation.Augmentation(AUGMENTATIONS, seed=1)(images)
-    mixed, shares = augmentation.make_mixup(0.4)(augmented, targets)
+    mixed, shares = augmentation.make_mixup(0.4, 10)(augmented, targets)
     assert mixed.shape == (0, 1, 28, 28)
     assert shares.shape == (0, 10)

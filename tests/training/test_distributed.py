@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from entrypoints.train import train as command_of_train
-from fashion.data.dataset import FashionMNIST
+from fashion.data.dataset import Dataset
 from fashion.models import catalogue
 from fashion.settings.experiment import Architecture
 from fashion.tracking import checkpoint
@@ -33,7 +33,9 @@ from tests.processes import Process
 TRAIN = """
 import sys
 import torch
-from fashion.data.dataset import Subset, load_dataset, to_float
+from fashion.data.dataset import Subset
+from fashion.data.dataset import to_float
+from fashion.data.sources import load_dataset
 from fashion.models import catalogue
 from fashion.settings.experiment import Architecture, Recipe
 from fashion.training import distributed, loop
@@ -77,7 +79,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.fixture(scope="module")
-def by_three(tmp_path_factory: pytest.TempPathFactory, dataset: FashionMNIST) -> tuple[Any, Any]:
+def by_three(tmp_path_factory: pytest.TempPathFactory, dataset: Dataset) -> tuple[Any, Any]:
     """By three processes of torchrun: losses and weights of all cases; what each has drawn."""
     folder = tmp_path_factory.mktemp("launched")
     (folder / "launched.py").write_text(LAUNCHED)
@@ -96,7 +98,7 @@ def by_three(tmp_path_factory: pytest.TempPathFactory, dataset: FashionMNIST) ->
 
 @pytest.mark.parametrize("number", range(len(CASES)))
 def test_three_processes_give_what_one_gives(
-    by_three: tuple[Any, Any], dataset: FashionMNIST, number: int
+    by_three: tuple[Any, Any], dataset: Dataset, number: int
 ) -> None:
     scope: dict[str, Any] = {}
     exec(TRAIN, scope)
@@ -166,7 +168,7 @@ def test_stopped_together_they_go_on_together_as_one_run_for_each_seed(
 
 
 @pytest.mark.slow
-def test_two_machines_are_one_run(dataset: FashionMNIST, store: Path) -> None:
+def test_two_machines_are_one_run(dataset: Dataset, store: Path) -> None:
     """Each with a torchrun of its own, that meet at an address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

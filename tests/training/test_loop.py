@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fashion.data.dataset import FashionMNIST, Subset, to_float
+from fashion.data.dataset import Dataset, Subset, to_float
 from fashion.errors import DeviceError
 from fashion.models import catalogue
 from fashion.settings.experiment import Architecture, Recipe
@@ -21,7 +21,7 @@ def test_every_sample_is_visited_once_an_epoch_in_a_new_order() -> None:
     assert not torch.equal(first, second)
 
 
-def test_training_learns_and_reports_each_epoch(small: FashionMNIST) -> None:
+def test_training_learns_and_reports_each_epoch(small: Dataset) -> None:
     model = catalogue.build("baseline", seed=42)
     before = evaluation.evaluate(model, small.test)
     epochs = list(loop.train(model, small.train, Recipe(epochs=3)))
@@ -33,7 +33,7 @@ def test_training_learns_and_reports_each_epoch(small: FashionMNIST) -> None:
     assert after.loss < before.loss
 
 
-def test_training_metrics_weigh_samples_not_batches(small: FashionMNIST) -> None:
+def test_training_metrics_weigh_samples_not_batches(small: Dataset) -> None:
     # Batches of 1,500 and 500: a mean of batch means would count the small one three times.
     recipe = Recipe(epochs=1, batch_size=1_500, lr=0.1)
     model = catalogue.build("baseline", seed=42)
@@ -55,7 +55,7 @@ def test_training_metrics_weigh_samples_not_batches(small: FashionMNIST) -> None
     assert epoch.accuracy == sum(hits) / 2_000
 
 
-def test_evaluation_weighs_samples_whatever_its_batches(small: FashionMNIST) -> None:
+def test_evaluation_weighs_samples_whatever_its_batches(small: Dataset) -> None:
     odd = Subset("odd", small.test.images[:7], small.test.labels[:7], "0")
     model = catalogue.build("cnn", seed=1).eval()
     measured = evaluation.evaluate(model, odd)
@@ -65,7 +65,7 @@ def test_evaluation_weighs_samples_whatever_its_batches(small: FashionMNIST) -> 
     assert measured.logits.shape == (7, 10)
 
 
-def test_evaluation_changes_nothing(small: FashionMNIST) -> None:
+def test_evaluation_changes_nothing(small: Dataset) -> None:
     model = catalogue.build("cnn", seed=42).eval()
     before = nn.utils.parameters_to_vector(model.parameters()).clone()
     state = torch.random.get_rng_state()
@@ -74,7 +74,7 @@ def test_evaluation_changes_nothing(small: FashionMNIST) -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_at_each_epoch_the_model_is_ready_for_evaluation(small: FashionMNIST) -> None:
+def test_at_each_epoch_the_model_is_ready_for_evaluation(small: Dataset) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(784, 10))
     for _ in loop.train(model, small.train, Recipe(epochs=2)):
         assert not model.training
@@ -82,7 +82,7 @@ def test_at_each_epoch_the_model_is_ready_for_evaluation(small: FashionMNIST) ->
         assert torch.equal(first, second)
 
 
-def test_early_stopping_ends_with_the_best_weights(small: FashionMNIST) -> None:
+def test_early_stopping_ends_with_the_best_weights(small: Dataset) -> None:
     training, validation = small.split(500)
     model = catalogue.build("baseline", seed=42)
     losses = [
@@ -94,7 +94,7 @@ def test_early_stopping_ends_with_the_best_weights(small: FashionMNIST) -> None:
     assert evaluation.evaluate(model, validation).loss == min(losses)
 
 
-def test_the_same_recipe_gives_the_same_weights(small: FashionMNIST) -> None:
+def test_the_same_recipe_gives_the_same_weights(small: Dataset) -> None:
     def weights(seed: int) -> torch.Tensor:
         model = catalogue.build("cnn", seed=seed)
         list(loop.train(model, small.train, Recipe(epochs=1, seed=seed)))
@@ -104,7 +104,7 @@ def test_the_same_recipe_gives_the_same_weights(small: FashionMNIST) -> None:
     assert not torch.equal(weights(1), weights(2))
 
 
-def test_dropout_follows_from_the_seed(small: FashionMNIST) -> None:
+def test_dropout_follows_from_the_seed(small: Dataset) -> None:
     def weights(seed: int) -> torch.Tensor:
         model = catalogue.build("cnn", 42, Architecture(dropout=0.5))
         list(loop.train(model, small.train, Recipe(epochs=1, seed=seed)))
@@ -131,7 +131,7 @@ def test_a_device_that_is_not_there_is_refused() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_training_on_a_gpu_agrees_with_the_cpu(small: FashionMNIST) -> None:
+def test_training_on_a_gpu_agrees_with_the_cpu(small: Dataset) -> None:
     on_cpu, on_gpu = (catalogue.build("cnn", seed=42) for _ in range(2))
     (cpu,) = loop.train(on_cpu, small.train, Recipe(epochs=1))
     (gpu,) = loop.train(on_gpu.cuda(), small.train, Recipe(epochs=1))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fashion.data.dataset import FashionMNIST, to_float
+from fashion.data.dataset import Dataset, to_float
 from fashion.models import catalogue
 from fashion.settings.experiment import OPTIMIZERS, SCHEDULES, Architecture, Recipe
 from fashion.training import evaluation, loop, optimizers
@@ -26,12 +26,12 @@ def rates(recipe: Recipe, steps_per_epoch: int) -> list[float]:
     return found
 
 
-def train(small: FashionMNIST, **settings: object) -> tuple[nn.Module, list[loop.Epoch]]:
+def train(small: Dataset, **settings: object) -> tuple[nn.Module, list[loop.Epoch]]:
     model = catalogue.build("baseline", seed=42)
     return model, list(loop.train(model, small.train, Recipe(**settings)))
 
 
-def mean_confidence(small: FashionMNIST, **settings: object) -> torch.Tensor:
+def mean_confidence(small: Dataset, **settings: object) -> torch.Tensor:
     """Return how sure a model so trained is of its answers, on average."""
     logits = evaluation.evaluate(train(small, **settings)[0], small.train).logits
     return logits.softmax(dim=1).amax(dim=1).mean()
@@ -74,13 +74,13 @@ def test_a_warm_up_rises_to_the_greatest_rate(schedule: str) -> None:
         {"freeze_epochs": 1},
     ],
 )
-def test_each_learns(small: FashionMNIST, settings: dict[str, object]) -> None:
+def test_each_learns(small: Dataset, settings: dict[str, object]) -> None:
     model, epochs = train(small, **settings)
     assert epochs[-1].loss < epochs[0].loss
     assert evaluation.evaluate(model, small.test).accuracy > 0.6
 
 
-def test_momentum_and_weight_decay_change_the_weights(small: FashionMNIST) -> None:
+def test_momentum_and_weight_decay_change_the_weights(small: Dataset) -> None:
     plain, *others = (
         nn.utils.parameters_to_vector(train(small, epochs=1, **settings)[0].parameters())
         for settings in (
@@ -95,7 +95,7 @@ def test_momentum_and_weight_decay_change_the_weights(small: FashionMNIST) -> No
     assert others[-1].norm() < plain.norm()
 
 
-def test_the_lab_recipe_takes_the_same_steps_however_they_are_taken(small: FashionMNIST) -> None:
+def test_the_lab_recipe_takes_the_same_steps_however_they_are_taken(small: Dataset) -> None:
     # A gradient is never this long, so that nothing is clipped, but by another path.
     by_hand, by_autograd = (
         train(small, epochs=1, clip_norm=norm, kernels="torch")[0] for norm in (0, 1e9)
@@ -149,7 +149,7 @@ def test_muon_is_torchs_muon_but_for_rounding(shape: tuple[int, int]) -> None:
     assert not torch.allclose(ours, torch.ones(shape), rtol=0, atol=0.01)
 
 
-def test_frozen_epochs_train_the_last_layer_alone(small: FashionMNIST) -> None:
+def test_frozen_epochs_train_the_last_layer_alone(small: Dataset) -> None:
     model = catalogue.build("cnn", seed=42)
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
     recipe = Recipe(epochs=2, freeze_epochs=1, kernels="torch")
@@ -161,12 +161,12 @@ def test_frozen_epochs_train_the_last_layer_alone(small: FashionMNIST) -> None:
     assert all(p.requires_grad for p in model.parameters())
 
 
-def test_mixup_trains_on_mixed_images_and_makes_a_model_less_sure(small: FashionMNIST) -> None:
+def test_mixup_trains_on_mixed_images_and_makes_a_model_less_sure(small: Dataset) -> None:
     sure, unsure = (mean_confidence(small, mixup=alpha) for alpha in (0, 1))
     assert unsure < sure - 0.02
 
 
-def test_mixup_follows_from_the_seed(small: FashionMNIST) -> None:
+def test_mixup_follows_from_the_seed(small: Dataset) -> None:
     one, again, other = (
         nn.utils.parameters_to_vector(train(small, epochs=1, mixup=1, seed=seed)[0].parameters())
         for seed in (1, 1, 2)
@@ -175,7 +175,7 @@ def test_mixup_follows_from_the_seed(small: FashionMNIST) -> None:
     assert not torch.equal(one, other)
 
 
-def test_bfloat16_computes_with_fewer_digits(small: FashionMNIST) -> None:
+def test_bfloat16_computes_with_fewer_digits(small: Dataset) -> None:
     def first_loss(precision: str) -> float:
         model = catalogue.build("resnet", 42, Architecture(hidden_units=4, blocks=1))
         recipe = Recipe(epochs=1, batch_size=500, precision=precision, lr=0.01)
@@ -186,19 +186,19 @@ def test_bfloat16_computes_with_fewer_digits(small: FashionMNIST) -> None:
     assert rounded == pytest.approx(exact, rel=0.01)
 
 
-def test_clipping_bounds_the_steps(small: FashionMNIST) -> None:
+def test_clipping_bounds_the_steps(small: Dataset) -> None:
     before = nn.utils.parameters_to_vector(catalogue.build("baseline", seed=42).parameters())
     model, _ = train(small, epochs=1, clip_norm=1e-4, lr=0.1)
     after = nn.utils.parameters_to_vector(model.parameters())
     assert 0 < (after - before).norm() <= math.ceil(2000 / 32) * 0.1 * 1e-4 * 1.01
 
 
-def test_label_smoothing_makes_a_model_less_sure(small: FashionMNIST) -> None:
+def test_label_smoothing_makes_a_model_less_sure(small: Dataset) -> None:
     sure, unsure = (mean_confidence(small, label_smoothing=smoothing) for smoothing in (0, 0.3))
     assert unsure < sure - 0.05
 
 
-def test_averaging_leaves_the_training_alone_and_gives_the_average(small: FashionMNIST) -> None:
+def test_averaging_leaves_the_training_alone_and_gives_the_average(small: Dataset) -> None:
     recipe = Recipe(epochs=2, batch_size=500, ema_decay=0.5)
     model = catalogue.build("baseline", seed=42)
     seen = [

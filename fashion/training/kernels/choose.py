@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fashion.settings.experiment import Recipe
+from fashion.settings.task import FASHION_MNIST, Task
 from fashion.training.kernels import conv3x3, mlp
 from fashion.training.kernels.compile import KernelError, library
 from fashion.training.kernels.threads import pytorch_single_threaded, usable_cores
@@ -23,9 +24,10 @@ class Kernels:
 
     Attributes:
         name: "native" or "torch".
-        forward: maps float32 images (N, 1, 28, 28) to logits (N, 10), differentiably.
+        forward: maps float32 images (N, channels, height, width) to logits (N, classes),
+            differentiably.
         train_pass: for plain SGD without autograd: runs a step on each batch of images and int64
-            targets (B,), and returns the logits (N, 10), each from just before its step.
+            targets (B,), and returns the logits (N, classes), each from just before its step.
         memory_format: memory layout of the model's parameters in training.
     """
 
@@ -39,7 +41,7 @@ class Kernels:
         return pytorch_single_threaded() if self.name == "native" else nullcontext()
 
 
-def choose(model: nn.Module, recipe: Recipe, nproc: int = 1) -> Kernels:
+def choose(model: nn.Module, recipe: Recipe, nproc: int = 1, task: Task = FASHION_MNIST) -> Kernels:
     """Return the kernels for training `model`, on its device, by `recipe` in `nproc` processes.
 
     Raises:
@@ -54,7 +56,7 @@ def choose(model: nn.Module, recipe: Recipe, nproc: int = 1) -> Kernels:
         return Kernels("torch", model, mlp.make_pass(model, recipe.lr))
     if (
         nproc == 1
-        and conv3x3.supports(model)
+        and conv3x3.supports(model, task)
         and recipe.precision == "float32"
         and _is_native(recipe.kernels)
     ):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fashion.models.lab import TinyVGG
+from fashion.settings.task import FASHION_MNIST, Task
 from fashion.training.kernels.compile import library, takes
 
 # Floats in a vector, and features a channel, as tinyvgg.c has them.
@@ -22,10 +23,11 @@ MAX_CHANNELS = 64
 PLAIN = [nn.Conv2d, nn.ReLU, nn.Conv2d, nn.ReLU, nn.MaxPool2d]
 
 
-def supports(model: nn.Module) -> TypeGuard[TinyVGG]:
-    """Return whether `forward` supports this model on its device."""
+def supports(model: nn.Module, task: Task = FASHION_MNIST) -> TypeGuard[TinyVGG]:
+    """Return whether `forward` supports this model on its device, for images of this task."""
     return (
-        isinstance(model, TinyVGG)
+        task.shape == FASHION_MNIST.shape  # tinyvgg.c has its sizes
+        and isinstance(model, TinyVGG)
         and len(model) == 3
         and all(
             [type(layer) for layer in block.children()] == PLAIN for block in (model[0], model[1])

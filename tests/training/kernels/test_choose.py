@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 
 from entrypoints.train import train as train_command
-from fashion.data.dataset import FashionMNIST
+from fashion.data.dataset import Dataset
 from fashion.files import cache_dir
 from fashion.models import catalogue
 from fashion.settings.experiment import Architecture, Recipe
@@ -53,7 +53,7 @@ def test_they_serve_the_labs_models_alone() -> None:
 
 
 @pytest.mark.usefixtures("native_kernels")
-def test_what_trains_validates_too(small: FashionMNIST, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_trains_validates_too(small: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not the native kernels, where several processes or bfloat16 have PyTorch's train."""
     model = catalogue.build("cnn", seed=42)
     assert choose(model, Recipe()).name == "native"
@@ -77,7 +77,7 @@ def test_the_run_says_what_computed_it(train_small: Callable[..., str]) -> None:
 def test_without_a_compiler_pytorch_trains(
     no_compiler: None,
     train_small: Callable[..., str],
-    small: FashionMNIST,
+    small: Dataset,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     run = mlflow.get_run(train_small("cnn"))

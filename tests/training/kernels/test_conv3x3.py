@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fashion.data.dataset import FashionMNIST, to_float
+from fashion.data.dataset import Dataset, to_float
 from fashion.models import catalogue
 from fashion.models.lab import TinyVGG
 from fashion.settings.experiment import Architecture, Recipe
@@ -34,7 +34,7 @@ def loss_and_gradients(
 @pytest.mark.parametrize("hidden_units", [1, 3, 10, 13, 64])
 @pytest.mark.parametrize("batch_size", [1, 8, 33])
 def test_loss_and_gradients_are_pytorchs(
-    small: FashionMNIST, hidden_units: int, batch_size: int
+    small: Dataset, hidden_units: int, batch_size: int
 ) -> None:
     model = catalogue.build("cnn", seed=7, architecture=Architecture(hidden_units))
     assert conv3x3.supports(model)
@@ -48,7 +48,7 @@ def test_loss_and_gradients_are_pytorchs(
         assert (ours - expected).norm() <= 1e-3 * expected.norm()
 
 
-def test_a_trained_network_has_the_same_gradients_too(small: FashionMNIST) -> None:
+def test_a_trained_network_has_the_same_gradients_too(small: Dataset) -> None:
     # In training some units die and many inputs of a window tie at zero.
     model = catalogue.build("cnn", seed=42)
     list(loop.train(model, small.train, Recipe(epochs=2)))
@@ -71,7 +71,7 @@ def test_equal_values_in_a_window_share_no_gradient() -> None:
         assert torch.allclose(our, expected, rtol=1e-3, atol=1e-6)
 
 
-def test_dropout_is_the_classifiers(small: FashionMNIST) -> None:
+def test_dropout_is_the_classifiers(small: Dataset) -> None:
     model = catalogue.build("cnn", 42, Architecture(dropout=0.5))
     assert conv3x3.supports(model)
     images = to_float(small.train.images[:16])
@@ -82,7 +82,7 @@ def test_dropout_is_the_classifiers(small: FashionMNIST) -> None:
     assert not torch.equal(ours, conv3x3.forward(model, images))
 
 
-def test_the_number_of_threads_changes_nothing(small: FashionMNIST) -> None:
+def test_the_number_of_threads_changes_nothing(small: Dataset) -> None:
     model = catalogue.build("cnn", seed=42)
     images = to_float(small.train.images[:100])
 
@@ -97,7 +97,7 @@ def test_the_number_of_threads_changes_nothing(small: FashionMNIST) -> None:
 
 @pytest.mark.parametrize("hidden_units", [3, 10, 13])
 @pytest.mark.parametrize("batch_size", [1, 8, 33])
-def test_a_step_is_autograds(small: FashionMNIST, hidden_units: int, batch_size: int) -> None:
+def test_a_step_is_autograds(small: Dataset, hidden_units: int, batch_size: int) -> None:
     model, reference = (catalogue.build("cnn", 7, Architecture(hidden_units)) for _ in range(2))
     images, labels = to_float(small.train.images[:batch_size]), small.train.labels[:batch_size]
     logits = conv3x3.make_pass(model, lr=0.5)([(images, labels)])
@@ -110,7 +110,7 @@ def test_a_step_is_autograds(small: FashionMNIST, hidden_units: int, batch_size:
 
 
 def weights_after_a_pass(
-    small: FashionMNIST, threads: int, model: TinyVGG | None = None
+    small: Dataset, threads: int, model: TinyVGG | None = None
 ) -> list[torch.Tensor]:
     model = model or catalogue.build("cnn", seed=42)
     images, labels = to_float(small.train.images[:1000]), small.train.labels[:1000]
@@ -119,14 +119,14 @@ def weights_after_a_pass(
     return [parameter.detach() for parameter in model.parameters()]
 
 
-def test_more_threads_than_cores_compute_the_same_bits(small: FashionMNIST) -> None:
+def test_more_threads_than_cores_compute_the_same_bits(small: Dataset) -> None:
     # Then some lose their core for a time, and others compute their pieces again.
     expected = weights_after_a_pass(small, threads=1)
     for threads in (2, 5, 5, 5):
         assert all(map(torch.equal, weights_after_a_pass(small, threads), expected))
 
 
-def test_two_trainings_at_once_compute_the_same_bits(small: FashionMNIST) -> None:
+def test_two_trainings_at_once_compute_the_same_bits(small: Dataset) -> None:
     expected = weights_after_a_pass(small, threads=1)
     models = [catalogue.build("cnn", seed=42) for _ in range(4)]
     with ThreadPoolExecutor(2) as pool:
@@ -134,7 +134,7 @@ def test_two_trainings_at_once_compute_the_same_bits(small: FashionMNIST) -> Non
             assert all(map(torch.equal, weights, expected))
 
 
-def test_a_forked_process_has_threads_of_its_own(small: FashionMNIST) -> None:
+def test_a_forked_process_has_threads_of_its_own(small: Dataset) -> None:
     expected = weights_after_a_pass(small, threads=2)
     child = os.fork()
     if not child:
@@ -161,7 +161,7 @@ def test_what_a_step_cannot_do_is_left_to_autograd() -> None:
     assert not has_pass(Recipe(momentum=0.9))
 
 
-def test_training_goes_the_same_way(small: FashionMNIST) -> None:
+def test_training_goes_the_same_way(small: Dataset) -> None:
     def losses(kernels: str) -> list[float]:
         model = catalogue.build("cnn", seed=42)
         recipe = Recipe(epochs=2, lr=0.05, kernels=kernels)
@@ -172,7 +172,7 @@ def test_training_goes_the_same_way(small: FashionMNIST) -> None:
     assert native != torchs  # else the same code ran twice
 
 
-def test_evaluation_gives_the_same_logits(small: FashionMNIST) -> None:
+def test_evaluation_gives_the_same_logits(small: Dataset) -> None:
     model = catalogue.build("cnn", seed=42).eval()
     list(loop.train(model, small.train, Recipe(epochs=1)))
     torchs, ours = (
@@ -205,7 +205,7 @@ def test_nan_in_an_image_or_a_weight_spreads_as_in_pytorch(parameter: int | None
 
 
 @pytest.mark.parametrize("kernels", ["native", "torch"])
-def test_a_diverging_training_is_seen_to_diverge(small: FashionMNIST, kernels: str) -> None:
+def test_a_diverging_training_is_seen_to_diverge(small: Dataset, kernels: str) -> None:
     model = catalogue.build("cnn", seed=42)
     recipe = Recipe(epochs=1, lr=30, kernels=kernels)
     (epoch,) = loop.train(model, small.train, recipe, small.test)

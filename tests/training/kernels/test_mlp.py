@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fashion.data.dataset import FashionMNIST, Subset, to_float
+from fashion.data.dataset import Dataset, Subset, to_float
 from fashion.settings.experiment import Recipe
 from fashion.training import loop
 from fashion.training.kernels import mlp
@@ -43,7 +43,7 @@ def train_by_autograd(model: nn.Module, data: Subset, recipe: Recipe) -> float:
 @pytest.mark.parametrize("batch_size", [1, 7, 96])
 @pytest.mark.parametrize("kernels", ["torch", "native"])
 def test_a_pass_ends_with_autograds_weights(
-    small: FashionMNIST,
+    small: Dataset,
     widths: tuple[int, ...],
     last: bool,
     batch_size: int,
@@ -91,7 +91,7 @@ def test_wide_layers_and_other_dtypes_are_left_to_pytorch() -> None:
 
 
 @pytest.mark.usefixtures("native_kernels")
-def test_a_diverging_training_is_seen_to_diverge(small: FashionMNIST) -> None:
+def test_a_diverging_training_is_seen_to_diverge(small: Dataset) -> None:
     for last in (False, True):
         model = linear(784, 10, 10, last=last)
         epochs = list(loop.train(model, small.train, Recipe(epochs=2, lr=1e30, kernels="native")))
@@ -99,7 +99,7 @@ def test_a_diverging_training_is_seen_to_diverge(small: FashionMNIST) -> None:
 
 
 @pytest.mark.usefixtures("native_kernels")
-def test_a_pass_keeps_what_it_trains_alive_and_finds_it_where_it_is(small: FashionMNIST) -> None:
+def test_a_pass_keeps_what_it_trains_alive_and_finds_it_where_it_is(small: Dataset) -> None:
     batches = [(to_float(small.train.images[:32]), small.train.labels[:32])] * 200
     train_pass = mlp.make_native_pass(linear(784, 10, 10), lr=0.1)
     logits = train_pass(batches)

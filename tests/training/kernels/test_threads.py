@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fashion.data.dataset import FashionMNIST
+from fashion.data.dataset import Dataset
 from fashion.models import catalogue
 from fashion.settings.experiment import Recipe
 from fashion.training import loop
@@ -87,7 +87,7 @@ def test_pytorch_gets_the_cores_that_there_are_or_what_the_user_says(
 
 
 @pytest.mark.usefixtures("native_kernels")
-def test_training_leaves_pytorchs_threads_as_they_were(small: FashionMNIST) -> None:
+def test_training_leaves_pytorchs_threads_as_they_were(small: Dataset) -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)

@@ -11,11 +11,12 @@ this project.
 
 import threading
 import warnings
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -56,7 +57,17 @@ MAX_TEXTURE = 2.5
 # Marks the pixels that are mostly opaque.
 OPAQUE = [255 * (level > 127) for level in range(256)]
 
-_large = threading.Lock()
+_large: AbstractContextManager = threading.Lock()
+_Result = TypeVar("_Result")
+
+
+def share_turns(lock: AbstractContextManager) -> None:
+    """Let several processes take turns at large pictures, by a lock or semaphore that they share.
+
+    Without, the threads of each process take turns.
+    """
+    global _large
+    _large = lock
 
 
 class Converted(NamedTuple):
@@ -83,6 +94,68 @@ def read(source: Path | bytes, invert: str = "auto") -> Converted:
         ValueError: it is missing, of none of `IMAGE_FORMATS`, damaged, has too many pixels, or
             shows nothing. The message is one line, and names no file.
     """
+    return _decode(source, WORKING_SIZE, lambda image: convert(image, invert))
+
+
+def fit(source: Path | bytes, shape: tuple[int, int, int]) -> Tensor:
+    """Read a picture as `read` does, and resize the whole of it to `shape`.
+
+    It is rotated according to its EXIF orientation, a transparent one is put on black or white, and
+    16 and 32 bits become 8, as in `convert`; then it is resized by Pillow's bilinear filter, which
+    averages when it downscales. Width and height are scaled each on its own: nothing is cut off and
+    no bars are added. Keras' folders and the processors of Hugging Face's ViT and of SigLIP do the
+    same. A network trained on such pictures gets used to the change of proportions, and pretrained
+    ones have seen it: their random crops have proportions of 3:4 to 4:3.
+
+    A picture of this size and of 8 bits is returned unchanged.
+
+    Args:
+        source: as for `read`.
+        shape: channels (1 for grey, 3 for red, green and blue), height and width.
+
+    Returns:
+        uint8, of `shape`.
+
+    Raises:
+        ValueError: it is missing, of none of `IMAGE_FORMATS`, damaged, or has too many pixels. The
+            message is one line, and names no file.
+    """
+    channels, height, width = shape
+
+    def work(image: Image.Image) -> Tensor:
+        _load(image)
+        if image.mode in ("I", "F"):  # before the levels are scaled: it may take 8 bytes a pixel
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        flat = _grayscale(image) if channels == 1 else _rgb(image)
+        resized = flat.resize((width, height), Image.Resampling.BILINEAR)
+        levels = np.array(resized).reshape(height, width, channels)
+        return torch.from_numpy(np.ascontiguousarray(levels.transpose(2, 0, 1)))
+
+    # JPEG is decoded at twice the size at least, as by Pillow's thumbnail: all of it is averaged.
+    return _decode(source, (2 * width, 2 * height), work)
+
+
+class Description(NamedTuple):
+    """What the header of a picture says: width and height in pixels, and whether it is grey."""
+
+    width: int
+    height: int
+    grey: bool
+
+
+def describe(source: Path | bytes) -> Description:
+    """Read the header of a picture.
+
+    Raises:
+        ValueError: as for `fit`, except that damage of the pixels is not noticed.
+    """
+    with _opened(source) as image:
+        return Description(image.width, image.height, Image.getmodebase(image.mode) == "L")
+
+
+@contextmanager
+def _opened(source: Path | bytes) -> Iterator[Image.Image]:
+    """Yield a picture of a permitted size, not decoded yet; any error becomes a ValueError."""
     try:
         if isinstance(source, Path):
             if source.is_dir():
@@ -97,21 +170,42 @@ def read(source: Path | bytes, invert: str = "auto") -> Converted:
                 BytesIO(source) if isinstance(source, bytes) else source, formats=IMAGE_FORMATS
             ) as image,
         ):
-            sequential = image.format == "JPEG" and "progressive" not in image.info
-            limit = MAX_PIXELS_JPEG if sequential else MAX_PIXELS
-            pixels = image.width * image.height
-            if pixels > limit:
+            limit = MAX_PIXELS_JPEG if _is_sequential(image) else MAX_PIXELS
+            if image.width * image.height > limit:
                 raise ValueError(
                     f"{image.width}x{image.height} pixels exceed the limit of {limit:,}"
                 )
-            image.draft(None, WORKING_SIZE)  # JPEG only
-            if pixels <= LARGE:
-                return convert(image, invert)
-            # In a thread that ends: glibc would keep freed pixels for each of the server's threads.
-            with _large, ThreadPoolExecutor(1) as own:
-                return own.submit(convert, image, invert).result()
+            yield image
     except Exception as error:  # Pillow's decoders raise many types on damaged files
         raise ValueError(_reason(error)) from error
+
+
+def _is_sequential(image: Image.Image) -> bool:
+    """Tell whether it is a JPEG that can be decoded at a part of its size with little memory."""
+    return image.format == "JPEG" and "progressive" not in image.info
+
+
+def _decode(
+    source: Path | bytes, size: tuple[int, int], work: Callable[[Image.Image], _Result]
+) -> _Result:
+    """Return the result of `work` on a picture; a JPEG is then decoded at `size` or above."""
+    with _opened(source) as image:
+        pixels = image.width * image.height
+        image.draft(None, size)  # JPEG only
+        if _is_sequential(image):
+            pixels = image.width * image.height
+        if pixels <= LARGE:
+            return work(image)
+        # In a thread that ends: glibc would keep freed pixels for each of the server's threads.
+        with _large, ThreadPoolExecutor(1) as own:
+            return own.submit(work, image).result()
+
+
+def _load(image: Image.Image) -> None:
+    """Decode a picture, and rotate it according to its EXIF orientation if that can be read."""
+    image.load()
+    with suppress(Exception):  # many types; the pixels of a file with damaged metadata are whole
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def convert(image: Image.Image, invert: str = "auto") -> Converted:
@@ -145,9 +239,7 @@ def convert(image: Image.Image, invert: str = "auto") -> Converted:
     Raises:
         ValueError: nothing stands out from the background.
     """
-    image.load()
-    with suppress(Exception):  # many types; the pixels of a file with damaged metadata are whole
-        ImageOps.exif_transpose(image, in_place=True)
+    _load(image)
     gray = _grayscale(image, invert)
     gray.thumbnail(WORKING_SIZE)
     if invert == "always" or (invert == "auto" and _is_dark_on_light(gray)):
@@ -160,7 +252,7 @@ def convert(image: Image.Image, invert: str = "auto") -> Converted:
     return Converted(torch.from_numpy(np.array(gray)).unsqueeze(0), cluttered)
 
 
-def _grayscale(image: Image.Image, invert: str) -> Image.Image:
+def _grayscale(image: Image.Image, invert: str = "auto") -> Image.Image:
     # Pillow's own conversion of these modes clips at 255 instead of scaling.
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -170,15 +262,26 @@ def _grayscale(image: Image.Image, invert: str) -> Image.Image:
         return Image.fromarray(
             np.interp(values, (values.min(), values.max()), (0, 255)).astype(np.uint8)
         )
+    return _opaque(image, "L", invert)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return _grayscale(image).convert("RGB")
+    return _opaque(image, "RGB")
+
+
+def _opaque(image: Image.Image, mode: str, invert: str = "auto") -> Image.Image:
+    """Convert to L or RGB; put what is transparent on black or white, as `convert` says."""
     if not image.has_transparency_data:
-        return image.convert("L")
+        return image.convert(mode)
     rgba = image if image.mode == "RGBA" else image.convert("RGBA")
     gray, visible = rgba.convert("L"), rgba.getchannel("A")
     light = invert == "never" or (
         invert == "auto" and ImageStat.Stat(gray, visible.point(OPAQUE)).mean[0] > 127
     )
-    canvas = Image.new("L", image.size, 0 if light else 255)
-    canvas.paste(gray, mask=visible)
+    canvas = Image.new(mode, image.size, "black" if light else "white")
+    canvas.paste(gray if mode == "L" else rgba.convert(mode), mask=visible)
     return canvas
 
 
