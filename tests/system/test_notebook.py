@@ -26,7 +26,7 @@ everything = load_dataset()
 
 
 def head(subset, size):
-    return replace(subset, images=subset.images[:size], labels=subset.labels[:size])
+    return replace(subset, pixels=subset.pixels[:size], labels=subset.labels[:size])
 
 
 def load_dataset():
