@@ -8,7 +8,6 @@ from entrypoints.cli.command import Command, report_written
 from entrypoints.cli.data import Data
 from entrypoints.cli.options import data_options, experiment_asked_for, settings_options
 from entrypoints.cli.types import UserPath
-from fashion.errors import SettingError
 from fashion.settings.experiment import Architecture
 from fashion.settings.option import options_of
 from fashion.settings.task import CHAMPION_URI
@@ -62,9 +61,9 @@ def explore(
     from fashion.models import catalogue
     from fashion.tracking import archive, models, query, records, store
 
-    test = Data(data_dir, data, image_size, strict).dataset.test
-    if index >= len(test):
-        raise SettingError(f"{index} is not within 0 to {len(test) - 1}", "index")
+    named = Data(data_dir, data, image_size, strict)
+    named.check_index(index, "index")
+    test = named.dataset.test
     store.connect()
     if model_uri:
         name, uri = model_uri, query.model_uri(model_uri)

@@ -56,7 +56,7 @@ def main(
     asked = experiment_asked_for(context)
     from fashion import advice
     from fashion.analysis import comparison
-    from fashion.data.sources import load_dataset
+    from fashion.data.sources import load_for
     from fashion.settings.experiment import Architecture
     from fashion.tracking import (
         checkpoint,
@@ -76,7 +76,7 @@ def main(
         if not resume:  # what is resumed has been checked, and was not asked for here
             build.check_processes(nproc, asked)
         if not resume:
-            load_dataset(data_dir, asked.data, asked.image_size, asked.strict)
+            load_for(asked, data_dir)
         store.connect()
         context.exit(distributed.launch(nproc, "entrypoints.main", sys.argv[1:]))
     with distributed.joined():
@@ -93,7 +93,7 @@ def main(
                 )
             group = groups.load(resume, "main", settings_typed(context), seeds)
             asked, seeds = training.experiment_of(group.asked), group.seeds
-        dataset = load_dataset(data_dir, asked.data, asked.image_size, asked.strict)
+        dataset = load_for(asked, data_dir)
         if not resume:
             asked = with_usual_val_size(context, asked, dataset)
             linear = replace(asked, architecture=Architecture(asked.architecture.hidden_units))
@@ -104,6 +104,8 @@ def main(
             experiments = [each for model in models for each in model.with_seeds(seeds)]
             group = groups.plan("main", asked, seeds, experiments)
         distributed.share(asked.to_dict())
+        # Commands that messages show need no name of the usual data.
+        named = {} if asked.data == FASHION_MNIST.name else {"data": asked.data}
         with groups.completed(
             group,
             run_name or "lab",
@@ -138,15 +140,16 @@ def main(
             overview.describe_comparison(
                 table,
                 dataset,
-                asked.data,
+                named,
                 asked.val_size,
                 registration,
                 registered=registered,
             )
         click.echo(f"\n{views.advice(parent)}")
         if registered:
-            data = {} if dataset.task == FASHION_MNIST else {"data": asked.data}
-            click.echo(f"\nUse the champion:\n  {advice.command('predict', **data, indices='0-8')}")
+            click.echo(
+                f"\nUse the champion:\n  {advice.command('predict', **named, indices='0-8')}"
+            )
 
 
 if __name__ == "__main__":

@@ -74,9 +74,8 @@ def predict(
     from fashion.tracking import models, query, store
 
     data, samples, skipped = Data(**data_options), [], 0
-    if indices and max(indices) >= len(data.dataset.test):
-        last = len(data.dataset.test) - 1
-        raise SettingError(f"{max(indices)} is not within 0 to {last}", "indices")
+    if indices:
+        data.check_index(max(indices), "indices")
     uri = model_uri or data.champion_uri
     store.connect()
     model, temperature, task = models.load_calibrated(query.model_uri(uri))

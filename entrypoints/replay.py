@@ -11,12 +11,12 @@ from entrypoints.cli.options import data_dir_option
 def replay(data_dir: str) -> None:
     """Log the runs that this machine trained while the tracking store was unreachable."""
     from fashion.data.dataset import Dataset
-    from fashion.data.sources import load_dataset
+    from fashion.data.sources import load_for
     from fashion.settings.experiment import Experiment
     from fashion.tracking import store, training
 
     def load(asked: Experiment) -> Dataset:
-        return load_dataset(data_dir, asked.data, asked.image_size, asked.strict)
+        return load_for(asked, data_dir)
 
     store.connect()
     for run_id, outcome in training.replay(load):

@@ -75,7 +75,7 @@ def sweep(context: click.Context, resume: str, data_dir: str, **options: Any) ->
 
     # Under `uv run`, Ray would start workers with uv, which may not be on PATH. Read on import.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    from fashion.data.sources import load_dataset
+    from fashion.data.sources import load_for
     from fashion.sweeps import report, sweep
     from fashion.tracking import store, views
 
@@ -85,7 +85,7 @@ def sweep(context: click.Context, resume: str, data_dir: str, **options: Any) ->
         options = sweep.load_options(resume)
     space, shared = _check(options)
     plan = Plan(shared.recipe.epochs, **{name: options[name] for name in PLAN_OPTIONS})
-    dataset = load_dataset(data_dir, shared.data, shared.image_size, shared.strict)
+    dataset = load_for(shared, data_dir)
     val_size = shared.val_size
     if dataset.task != FASHION_MNIST and "val_size" not in space.dimensions:
         val_size = dataset.usual_val_size

@@ -39,7 +39,7 @@ def train(
     """Train MODEL on DATA and log the run to MLflow."""
     check_resume(context)
     asked = experiment_asked_for(context)
-    from fashion.data.sources import load_dataset
+    from fashion.data.sources import load_for
     from fashion.tracking import checkpoint, groups, overview, records, store, training, views
     from fashion.training import build, distributed
 
@@ -47,7 +47,7 @@ def train(
         if not resume:  # what is resumed has been checked, and was not asked for here
             build.check_processes(nproc, asked)
         if not resume:
-            load_dataset(data_dir, asked.data, asked.image_size, asked.strict)
+            load_for(asked, data_dir)
         store.connect()
         context.exit(distributed.launch(nproc, "entrypoints.train", sys.argv[1:]))
     with distributed.joined():
@@ -59,7 +59,7 @@ def train(
         resume = resume and training.unfinished(resume)
         if resume:
             asked = groups.asked_for(resume)
-        dataset = load_dataset(data_dir, asked.data, asked.image_size, asked.strict)
+        dataset = load_for(asked, data_dir)
         if not resume:
             asked = with_usual_val_size(context, asked, dataset)
         distributed.share(asked.to_dict())

@@ -3,6 +3,7 @@
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from fashion.errors import SettingError
 from fashion.settings.task import CHAMPION_URI, FASHION_MNIST
 
 if TYPE_CHECKING:  # importing it takes seconds
@@ -25,6 +26,12 @@ class Data:
         from fashion.data.sources import load_dataset
 
         return load_dataset(*self._options)
+
+    def check_index(self, index: int, option: str) -> None:
+        """Raise SettingError unless there is a test image with this index."""
+        last = len(self.dataset.test) - 1
+        if index > last:
+            raise SettingError(f"{index} is not within 0 to {last}", option)
 
     @property
     def champion_uri(self) -> str:

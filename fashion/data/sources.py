@@ -7,6 +7,7 @@ from fashion.data import fashion_mnist, folder, published
 from fashion.data.dataset import Dataset
 from fashion.errors import SettingError, printable
 from fashion.files import expanded
+from fashion.settings.experiment import Experiment
 from fashion.settings.task import FASHION_MNIST
 
 
@@ -56,6 +57,11 @@ def load_dataset(
     if data == FASHION_MNIST.name:
         return fashion_mnist.load(data_dir)
     return published.load(data, data_dir)
+
+
+def load_for(asked: Experiment, data_dir: str | Path | None = None) -> Dataset:
+    """Load the data of an experiment; see `load_dataset`."""
+    return load_dataset(data_dir, asked.data, asked.image_size, asked.strict)
 
 
 def _existing(data: str) -> Path:

@@ -11,7 +11,7 @@ from fashion import advice
 from fashion.analysis import markdown
 from fashion.data.dataset import Dataset
 from fashion.settings.metrics import METRICS, described, written
-from fashion.settings.task import FASHION_MNIST, Task
+from fashion.settings.task import Task
 from fashion.tracking.card import use_it
 from fashion.tracking.records import log_lineage
 
@@ -19,7 +19,7 @@ from fashion.tracking.records import log_lineage
 def describe_comparison(
     table: pd.DataFrame,
     dataset: Dataset,
-    data: str,
+    named: Mapping[str, str],
     val_size: int,
     registration: str,
     *,
@@ -30,7 +30,7 @@ def describe_comparison(
     Args:
         table: the children, best first, from `query.runs` or `query.groups`.
         dataset: the dataset.
-        data: the setting that names it.
+        named: the setting that names it in a command; none of the usual dataset.
         val_size: number of its training images that were held out.
         registration: what was registered and why, or why nothing was, one fact a line.
         registered: whether there is a champion to use.
@@ -53,7 +53,7 @@ def describe_comparison(
             markdown.picture(_active().info.run_id, "Comparison", "comparison.png"),
             *registration.splitlines(),
             *([_use_it(dataset.task)] if registered else []),
-            f"**Again.** `{advice.command('main', **_data(data))}`",
+            f"**Again.** `{advice.command('main', **named)}`",
         ]
     )
 
@@ -84,10 +84,6 @@ def describe_sweep(run_id: str, trial: str, value: float, metric: str, again: st
             markdown.picture(_active().info.run_id, "Trials", "parallel_coordinates.png"),
         ]
     )
-
-
-def _data(data: str) -> dict[str, str]:
-    return {} if data == FASHION_MNIST.name else {"data": data}
 
 
 def _set_note(paragraphs: Sequence[str]) -> None:

@@ -23,7 +23,7 @@ from fashion.analysis.calibration import fit_temperature
 from fashion.analysis.predictions import Predictions
 from fashion.analysis.style import color_of
 from fashion.data.dataset import Dataset, Subset
-from fashion.data.sources import load_dataset
+from fashion.data.sources import load_for
 from fashion.errors import DataError, SettingError
 from fashion.settings.experiment import Experiment, Recipe
 from fashion.settings.metrics import CALIBRATED_ECE, ECE, TEMPERATURE
@@ -113,7 +113,7 @@ def train_as_worker(data_dir: str) -> None:
     Rank 0 has shared the settings of the first, after it had loaded their data.
     """
     asked = experiment_of(distributed.share(None))
-    dataset = load_dataset(data_dir, asked.data, asked.image_size, asked.strict)
+    dataset = load_for(asked, data_dir)
     for _run in range(distributed.share(None)):
         record = distributed.share(None)
         experiment = experiment_of(record["experiment"])

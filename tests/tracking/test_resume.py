@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus, Run
 
 from entrypoints.close import close
-from fashion.data.dataset import Dataset, Subset
+from fashion.data.dataset import Dataset
 from fashion.errors import TrackingError
 from fashion.files import FileError
 from fashion.models import catalogue
@@ -21,6 +21,7 @@ from fashion.settings.experiment import Architecture, Recipe
 from fashion.tracking import checkpoint, environment, evidence, models, training
 from fashion.tracking.checkpoint import CheckpointError
 from fashion.training import loop
+from tests.conftest import head
 
 RUN_ID = "0123456789abcdef0123456789abcdef"
 EPOCHS = 3
@@ -386,10 +387,6 @@ def test_a_decaying_schedule_is_not_extended(
         train_small(epochs=2, schedule="cosine")
     with pytest.raises(CheckpointError, match=r"its cosine schedule depend on their number, 2"):
         training.resume("latest", small, {"epochs": 4})
-
-
-def head(subset: Subset, size: int) -> Subset:
-    return Subset(subset.name, subset.images[:size], subset.labels[:size], subset.digest)
 
 
 def artifacts(run_id: str) -> set[str]:

@@ -275,6 +275,15 @@ static void subtract_gradients(const step *step, tensors to, float scale)
     }
 }
 
+/* Run a job that gives gradients, and subtract `scale` times their sum. */
+static void run_and_subtract(step *step, tensors to, float scale, int threads)
+{
+    step->gradients = malloc(sizeof(float) * step->job.pieces * step->net.total);
+    pool_run(&step->job, threads);
+    subtract_gradients(step, to, scale);
+    free(step->gradients);
+}
+
 static int pieces_of(int count) { return (count + LANES - 1) / LANES; }
 
 /* Return the number of vectors of the tape of `count` images. */
@@ -313,10 +322,7 @@ void tinyvgg_backward(const float *dfeatures, void *tape, int count, int channel
         .dfeatures = dfeatures,
         .tape = tape,
     };
-    step.gradients = malloc(sizeof(float) * step.job.pieces * step.net.total);
-    pool_run(&step.job, threads);
-    subtract_gradients(&step, gradients, -1);
-    free(step.gradients);
+    run_and_subtract(&step, gradients, -1, threads);
 }
 
 /* Do one SGD step on the mean cross-entropy of the images; logits [count][classes] are from before
@@ -333,8 +339,5 @@ void tinyvgg_step(const float *images, const int64_t *targets, float *logits, in
         .targets = targets,
         .logits = logits,
     };
-    step.gradients = malloc(sizeof(float) * step.job.pieces * step.net.total);
-    pool_run(&step.job, threads);
-    subtract_gradients(&step, parameters, lr);
-    free(step.gradients);
+    run_and_subtract(&step, parameters, lr, threads);
 }
