@@ -18,6 +18,11 @@ from fashion.files import FileError, cache_dir, replacing
 
 SOURCES = sorted(Path(__file__).parent.glob("*.c"))
 HEADERS = sorted(Path(__file__).parent.glob("*.h"))
+# The compiler's options for the vectors that PyTorch finds the processor to have.
+VECTORS = {
+    "AVX2": ["-mavx2", "-mfma"],
+    "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
+}
 
 
 class KernelError(FashionError):
@@ -41,8 +46,7 @@ def library() -> ctypes.CDLL:
     compiler = shlex.split(os.environ.get("CC") or "cc")
     flags = ["-O2", "-fPIC", "-shared", "-pthread"]
     capability = torch.backends.cpu.get_cpu_capability()
-    if capability in ("AVX2", "AVX512"):
-        flags += ["-mavx2", "-mfma"]
+    flags += VECTORS.get(capability, [])
     # A home folder may be shared by machines of several kinds.
     machine = (platform.system(), platform.machine(), capability)
     sources = b"".join(source.read_bytes() for source in (*SOURCES, *HEADERS))

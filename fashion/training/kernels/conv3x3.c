@@ -8,11 +8,16 @@ static inline int is_set(const atomic_int *flag)
     return atomic_load_explicit(flag, memory_order_relaxed);
 }
 
-/* Channels are processed in groups whose accumulators fit the 16 vector registers of AVX2: six
- * channels and two pixels in a convolution, four channels and three taps in its weight gradient.
- * Group sizes are balanced: ten channels are 5 + 5, not 6 + 4. */
+/* Channels are processed in groups whose accumulators fit the vector registers, 32 of AVX-512 and 16
+ * of AVX2: twelve or six channels and two pixels in a convolution, eight or four channels and three
+ * taps in its weight gradient. Group sizes are balanced: 14 channels are 7 + 7, not 12 + 2. */
+#ifdef __AVX512F__
+#define CONV_GROUP 12
+#define GRADIENT_GROUP 8
+#else
 #define CONV_GROUP 6
 #define GRADIENT_GROUP 4
+#endif
 
 static inline int groups_of(int channels, int most) { return (channels + most - 1) / most; }
 static inline int group_start(int channels, int groups, int group)
@@ -43,7 +48,7 @@ static inline __attribute__((always_inline)) void conv_pair(
 #pragma GCC unroll 9
         for (int tap = 0; tap < TAPS; tap++) {
             const vec *at = x + tap / 3 * row + tap % 3;
-#pragma GCC unroll 6
+#pragma GCC unroll 12
             for (int o = 0; o < group; o++) {
                 sum[o][0] += w[tap * group + o] * at[0];
                 sum[o][1] += w[tap * group + o] * at[1];
@@ -57,14 +62,14 @@ static void conv_window(
     int group, vec y[2][CONV_GROUP][2], const vec *x, long row, long plane, int in, const float *w)
 {
     for (int i = 0; i < 2; i++, x += row)
+#define CASE(count) case count: conv_pair(count, y[i], x, row, plane, in, w); break;
         switch (group) { /* a constant, so that the compiler keeps the sums in registers */
-        case 1: conv_pair(1, y[i], x, row, plane, in, w); break;
-        case 2: conv_pair(2, y[i], x, row, plane, in, w); break;
-        case 3: conv_pair(3, y[i], x, row, plane, in, w); break;
-        case 4: conv_pair(4, y[i], x, row, plane, in, w); break;
-        case 5: conv_pair(5, y[i], x, row, plane, in, w); break;
-        case 6: conv_pair(6, y[i], x, row, plane, in, w); break;
+            CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+#if CONV_GROUP > 6
+            CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+#endif
         }
+#undef CASE
 }
 
 void conv_forward(layer l, const vec *x, const float *packed, const float *b, vec *y, mask *places,
@@ -142,7 +147,7 @@ static inline __attribute__((always_inline)) void gradient_taps(
         for (int j = 0; j < size; j++) {
             const vec *at = x + i * row + j;
             vec left = at[0], middle = at[1], right = at[2];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int o = 0; o < group; o++) {
                 vec gradient = dz[o * plane + i * row + j];
                 sum[o][0] += gradient * left;
@@ -170,12 +175,14 @@ static void gradient_of_weights(layer l, vec *dw, const vec *x, const vec *dz,
                     vec *to = dw + ((c * 3L + k) * out + from) * 3;
                     const vec *at = x + c * plane + (i + k) * row;
                     const vec *by = dz + from * plane + (i + 1) * row + 1;
+#define CASE(count) case count: gradient_taps(count, to, at, by, row, plane, rows, size); break;
                     switch (group_start(out, groups, g + 1) - from) {
-                    case 1: gradient_taps(1, to, at, by, row, plane, rows, size); break;
-                    case 2: gradient_taps(2, to, at, by, row, plane, rows, size); break;
-                    case 3: gradient_taps(3, to, at, by, row, plane, rows, size); break;
-                    case 4: gradient_taps(4, to, at, by, row, plane, rows, size); break;
+                        CASE(1) CASE(2) CASE(3) CASE(4)
+#if GRADIENT_GROUP > 4
+                        CASE(5) CASE(6) CASE(7) CASE(8)
+#endif
                     }
+#undef CASE
                 }
 }
 

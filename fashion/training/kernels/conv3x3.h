@@ -1,7 +1,7 @@
 /* A 3x3 convolution with padding 1, its ReLU and, if asked for, a 2x2 max pooling: forward and
  * backward, for small networks, whose few channels general libraries would pad.
  *
- * Each function computes one block of eight images, one per vector lane, so that any number of
+ * Each function computes one block of images, one per vector lane, so that any number of
  * channels fills the vectors. Activations are [channel][row][column]. Rows and columns have a halo of
  * one zero at each end, which is never written, so that no tap is a special case. Sizes exclude the
  * halo and are even. Functions return early, with part of their results, once `cancelled` is set.

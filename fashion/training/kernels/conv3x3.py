@@ -15,8 +15,8 @@ from fashion.models.lab import TinyVGG
 from fashion.settings.task import FASHION_MNIST, Task
 from fashion.training.kernels.compile import library, takes
 
-# Floats in a vector, and features a channel, as tinyvgg.c has them.
-LANES, FEATURES = 8, 7 * 7
+# Features a channel, as tinyvgg.c has them.
+FEATURES = 7 * 7
 # With more channels PyTorch's convolutions are as fast: benchmarks/README.md has the ratios.
 MAX_CHANNELS = 64
 # Layers of a block of the lab's TinyVGG, without batch normalisation.
@@ -109,7 +109,7 @@ class _Features(torch.autograd.Function):
         # What the backward pass needs of the activations.
         tape = None
         if any(ctx.needs_input_grad):
-            tape = torch.empty(library().tinyvgg_tape(*sizes), LANES)
+            tape = torch.empty(library().tinyvgg_tape(*sizes))
         tensors = (None if t is None else t.data_ptr() for t in (images, features, tape))
         library().tinyvgg_forward(*tensors, *sizes, _addresses(parameters), threads)
         ctx.save_for_backward(tape, *parameters)

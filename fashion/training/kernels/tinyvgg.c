@@ -1,7 +1,8 @@
 /* The lab's TinyVGG: two blocks of two convolutions and a pooling, then a linear classifier.
  *
- * A piece of work is eight images, which pass through all layers while they are in the cache. Weight
- * gradients are summed in the order of the pieces, so that no result depends on the threads.
+ * A piece of work is one image for each lane of a vector; these pass through all layers while they are
+ * in the cache. Weight gradients are summed in the order of the pieces, so that no result depends on
+ * the threads.
  */
 #include <stdlib.h>
 
@@ -286,11 +287,11 @@ static void run_and_subtract(step *step, tensors to, float scale, int threads)
 
 static int pieces_of(int count) { return (count + LANES - 1) / LANES; }
 
-/* Return the number of vectors of the tape of `count` images. */
+/* Return the number of floats of the tape of `count` images. */
 long tinyvgg_tape(int count, int channels)
 {
     network net = network_of(channels, 0);
-    return pieces_of(count) * activations_of(&net);
+    return pieces_of(count) * activations_of(&net) * LANES;
 }
 
 /* Compute features [count][channels * 49] of images [count][28 * 28] and, unless tape is NULL, what
