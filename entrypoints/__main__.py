@@ -2,6 +2,7 @@
 
 import click
 
+from entrypoints.cli import program
 from entrypoints.cli.mlproject import ENTRY_POINTS, command_of
 
 
@@ -25,4 +26,4 @@ def commands() -> None:
 
 
 if __name__ == "__main__":
-    commands(prog_name="python -m entrypoints")
+    program.run(commands, prog_name="python -m entrypoints")

@@ -2,6 +2,7 @@
 
 import click
 
+from entrypoints.cli import program
 from entrypoints.cli.command import Command
 
 
@@ -26,4 +27,4 @@ def clean(keep: float) -> None:
 
 
 if __name__ == "__main__":
-    clean()
+    program.run(clean)

@@ -2,6 +2,7 @@
 
 import click
 
+from entrypoints.cli import program
 from entrypoints.cli.command import Command
 from entrypoints.cli.options import switch
 from entrypoints.cli.types import RunId, RunToResume
@@ -58,4 +59,4 @@ def close(run_id: str, kept: bool, forget: str) -> None:
 
 
 if __name__ == "__main__":
-    close()
+    program.run(close)

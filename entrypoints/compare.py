@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from entrypoints.cli import program
 from entrypoints.cli.command import Command, report_written
 from entrypoints.cli.options import declared_options, experiment_option, names, switch
 from entrypoints.cli.types import UserPath
@@ -66,4 +67,4 @@ def compare(
 
 
 if __name__ == "__main__":
-    compare()
+    program.run(compare)

@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from entrypoints.cli import program
 from entrypoints.cli.command import Command
 from entrypoints.cli.data import Data
 from entrypoints.cli.options import data_options
@@ -55,4 +56,4 @@ def diff(a: str, b: str, **data_options: Any) -> None:
 
 
 if __name__ == "__main__":
-    diff()
+    program.run(diff)

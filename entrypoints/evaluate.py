@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from entrypoints.cli import program
 from entrypoints.cli.command import Command
 from entrypoints.cli.data import Data
 from entrypoints.cli.options import data_options, invert_option, model_uri_option
@@ -52,4 +53,4 @@ def evaluate(model_uri: str, images: str, invert: str, **data_options: Any) -> N
 
 
 if __name__ == "__main__":
-    evaluate()
+    program.run(evaluate)

@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from entrypoints.cli import program
 from entrypoints.cli.command import Command, report_written
 from entrypoints.cli.data import Data
 from entrypoints.cli.options import data_options, experiment_asked_for, settings_options
@@ -89,4 +90,4 @@ def explore(
 
 
 if __name__ == "__main__":
-    explore()
+    program.run(explore)

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from entrypoints.cli import program
 from entrypoints.cli.command import Command
 from entrypoints.cli.data import Data
 from entrypoints.cli.options import data_options, model_uri_option
@@ -72,4 +73,4 @@ def export(
 
 
 if __name__ == "__main__":
-    export()
+    program.run(export)

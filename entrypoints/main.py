@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from entrypoints.cli import program
 from entrypoints.cli.command import Command
 from entrypoints.cli.options import (
     check_resume,
@@ -153,4 +154,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

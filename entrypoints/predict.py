@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from entrypoints.cli import program
 from entrypoints.cli.command import Command, report_written
 from entrypoints.cli.data import Data
 from entrypoints.cli.options import data_options, invert_option, model_uri_option
@@ -116,4 +117,4 @@ def predict(
 
 
 if __name__ == "__main__":
-    predict()
+    program.run(predict)

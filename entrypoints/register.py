@@ -2,6 +2,7 @@
 
 import click
 
+from entrypoints.cli import program
 from entrypoints.cli.command import Command
 from entrypoints.cli.options import (
     data_options,
@@ -85,4 +86,4 @@ def register(
 
 
 if __name__ == "__main__":
-    register()
+    program.run(register)

@@ -2,6 +2,7 @@
 
 import click
 
+from entrypoints.cli import program
 from entrypoints.cli.command import Command
 from entrypoints.cli.options import data_dir_option
 
@@ -24,4 +25,4 @@ def replay(data_dir: str) -> None:
 
 
 if __name__ == "__main__":
-    replay()
+    program.run(replay)

@@ -2,6 +2,7 @@
 
 import click
 
+from entrypoints.cli import program
 from entrypoints.cli.command import Command
 from entrypoints.cli.options import data_dir_option, model_uri_option
 from fashion.settings.task import CHAMPION_URI
@@ -38,4 +39,4 @@ def reproduce(model_uri: str, data_dir: str) -> None:
 
 
 if __name__ == "__main__":
-    reproduce()
+    program.run(reproduce)

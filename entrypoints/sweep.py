@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import click
 
+from entrypoints.cli import program
 from entrypoints.cli.command import Command
 from entrypoints.cli.options import (
     COMMAND_OPTIONS,
@@ -146,4 +147,4 @@ def _check(options: Mapping[str, Any]) -> tuple[Space, Experiment]:
 
 
 if __name__ == "__main__":
-    sweep()
+    program.run(sweep)

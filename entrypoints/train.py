@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from entrypoints.cli import program
 from entrypoints.cli.command import Command
 from entrypoints.cli.options import (
     check_resume,
@@ -102,4 +103,4 @@ def train(
 
 
 if __name__ == "__main__":
-    train()
+    program.run(train)

@@ -52,6 +52,16 @@ def rounds(request: pytest.FixtureRequest) -> int:
     return 2 if request.param == "few" else request.config.getoption("rounds")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run long tests first, so that no worker is left with one when the others have ended."""
+    items.sort(key=lambda item: not _is_long(item.nodeid))
+
+
+def _is_long(nodeid: str) -> bool:
+    return "/system/" in nodeid or "/sweeps/" in nodeid
+
+
 class Scheduling(LoadScopeScheduling):
     """Gives the workers whole files, which have fixtures of their own, but long tests singly."""
 
@@ -59,7 +69,7 @@ class Scheduling(LoadScopeScheduling):
         file = nodeid.partition("::")[0]
         if Path(file).name in ("test_concurrency.py", "test_shared_server.py"):
             return "tracking server"
-        return nodeid if "/system/" in file or "/sweeps/" in file else file
+        return nodeid if _is_long(nodeid) else file
 
 
 # Not `--dist loadgroup`: under pytest 9.2, pytest-xdist 3.8 overlooks the groups.

@@ -24,7 +24,7 @@ def finish(process: Process) -> str:
 @pytest.mark.parametrize(
     ("store", "trainings", "registrations"),
     [
-        ("server", 3, 2),
+        ("server", 2, 2),
         pytest.param("server", 8, 4, marks=pytest.mark.slow),
         pytest.param("sqlite", 8, 4, marks=pytest.mark.slow),
     ],

@@ -322,6 +322,7 @@ def peak(url: str) -> float:
     )
 
 
+@pytest.mark.slow  # the test of the pins has both, in an environment of its own
 @pytest.mark.usefixtures("logits")
 def test_mlflow_predicts_in_a_batch_and_describes_an_image(
     images: NDArray[np.float32], tmp_path: Path

@@ -899,12 +899,12 @@ def _register_at_once(name: str, experiment: str) -> Registration:
 
 
 def test_two_registrations_at_once_lose_no_version_and_leave_the_better_champion(
-    runs: dict[str, str], small: Dataset
+    runs: dict[str, str], small: Dataset, rounds: int
 ) -> None:
     context = multiprocessing.get_context("forkserver")  # that of tests/processes.py
     arguments = (context.Barrier(2), mlflow.get_tracking_uri(), pickle.dumps(small))
     with ProcessPoolExecutor(2, context, _join, arguments) as pool:
-        for attempt in range(4):
+        for attempt in range(rounds):
             name = f"{MODEL_NAME}-{attempt}"
             pair = ("poor", "good") if attempt % 2 else ("good", "poor")
             outcomes = list(pool.map(_register_at_once, [name, name], pair))
@@ -913,7 +913,7 @@ def test_two_registrations_at_once_lose_no_version_and_leave_the_better_champion
             champion = MlflowClient().get_model_version_by_alias(name, CHAMPION)
             assert champion.run_id == runs["good"]
 
-        for attempt in range(2):
+        for attempt in range(rounds // 2):
             name = f"{MODEL_NAME}-one-run-{attempt}"
             outcomes = list(pool.map(_register_at_once, [name, name], ("good", "good")))
             assert sorted(outcome.created for outcome in outcomes) == [False, True]
