@@ -17,7 +17,7 @@ from fashion.settings.task import FASHION_MNIST
 OPTIMIZERS = ("sgd", "adam", "adamw", "muon")
 SCHEDULES = ("constant", "cosine", "one-cycle")
 PRECISIONS = ("float32", "bfloat16")
-AUGMENTATIONS = ("flip", "shift", "erase")
+AUGMENTATIONS = ("flip", "alternate", "shift", "erase")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 KERNELS = ("auto", "native", "torch")
 CLASS_WEIGHTS = ("none", "balanced")

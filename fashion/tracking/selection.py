@@ -50,7 +50,7 @@ def candidates(query: Query, champion: Version | None, dataset: Dataset) -> Iter
             found = True
             yield run
     if not found:
-        raise _nothing_found(query, champion)
+        raise _nothing_found(query, champion, dataset)
 
 
 def _validation_digests(query: Query, dataset: Dataset) -> Iterator[str]:
@@ -61,12 +61,17 @@ def _validation_digests(query: Query, dataset: Dataset) -> Iterator[str]:
         .drop_duplicates()
         .sort_values(ascending=False)
     ):
-        try:
-            validation = dataset.split(int(size))[1]
-        except SettingError:  # logged by something else
-            continue
-        if validation is not None:
-            yield validation.digest
+        if digest := _validation_digest(dataset, int(size)):
+            yield digest
+
+
+def _validation_digest(dataset: Dataset, size: int) -> str | None:
+    """Return the digest of so many validation images, None where there can be none."""
+    try:
+        validation = dataset.split(size)[1]
+    except SettingError:  # the size is of other data
+        return None
+    return validation.digest if validation is not None else None
 
 
 def _best_first(query: Query, condition: str) -> Iterator[Run]:
@@ -94,7 +99,7 @@ def _both(*conditions: str) -> str:
     return " and ".join(filter(None, conditions))
 
 
-def _nothing_found(query: Query, champion: Version | None) -> RegistryError:
+def _nothing_found(query: Query, champion: Version | None, dataset: Dataset) -> RegistryError:
     runs_of = f"finished {' or '.join(query.models)} run in {_searched(query)}"
     others = _finished(query, sys.maxsize)
     if others.empty:
@@ -108,10 +113,13 @@ def _nothing_found(query: Query, champion: Version | None) -> RegistryError:
         return RegistryError(
             f"no {runs_of} was measured on images of this dataset ({_left_out(others)})"
         )
+    if _validation_digest(dataset, int(images)) == champion.images(query.metric):
+        advised = f"train one with val_size={images}"
+    else:
+        advised = "train one on the champion's pictures, with its image_size"
     return RegistryError(
         f"no {runs_of} was measured on the {images} validation images of the {CHAMPION}, version"
-        f" {champion.number} ({_left_out(others)}): train one with val_size={images}, or register"
-        " under another name"
+        f" {champion.number} ({_left_out(others)}): {advised}, or register under another name"
     )
 
 

@@ -4,6 +4,7 @@ torchvision's transforms would use the same random numbers for all images of a b
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
@@ -18,24 +19,52 @@ ERASE_AREA = (0.02, 0.33)
 ERASE_ASPECT = (0.3, 3.3)
 
 
-def flip(images: Tensor, generator: Generator) -> Tensor:
+@dataclass
+class Draws:
+    """What augmentations depend on besides the images.
+
+    Attributes:
+        generator: of their random numbers.
+        epoch: number of the epoch, from 1.
+    """
+
+    generator: Generator
+    epoch: int = 1
+
+
+def flip(images: Tensor, draws: Draws) -> Tensor:
     """Flip each image horizontally with probability 0.5."""
-    mirrored = torch.rand(len(images), generator=generator) < 0.5
+    mirrored = torch.rand(len(images), generator=draws.generator) < 0.5
     return torch.where(mirrored.to(images.device).view(-1, 1, 1, 1), images.flip(-1), images)
 
 
-def shift(images: Tensor, generator: Generator) -> Tensor:
+def alternate(images: Tensor, draws: Draws) -> Tensor:
+    """Flip each image horizontally in every other epoch: about half of them in each.
+
+    So the network sees both sides of each image in any two epochs, where random flips would show
+    the same side twice to half of them. The parity of an image's grey levels decides whether it is
+    among the first to be flipped; augmentations that change them must come later.
+
+    Source: section 3.6 of Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU"
+    (arXiv:2404.00498).
+    """
+    levels = (images * 255).round().flatten(1).sum(1).long()
+    mirrored = (levels + draws.epoch) % 2 == 0
+    return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
+
+
+def shift(images: Tensor, draws: Draws) -> Tensor:
     """Shift each image by up to `SHIFT` pixels in each direction, padding with black."""
     count, _, height, width = images.shape
     padded = F.pad(images, (SHIFT, SHIFT, SHIFT, SHIFT))
-    starts = torch.randint(0, 2 * SHIFT + 1, (2, count, 1), generator=generator)
+    starts = torch.randint(0, 2 * SHIFT + 1, (2, count, 1), generator=draws.generator)
     rows = (starts[0] + torch.arange(height)).to(images.device)
     columns = (starts[1] + torch.arange(width)).to(images.device)
     each = torch.arange(count, device=images.device).view(-1, 1, 1)
     return padded[each, :, rows.unsqueeze(2), columns.unsqueeze(1)].movedim(-1, 1)
 
 
-def erase(images: Tensor, generator: Generator) -> Tensor:
+def erase(images: Tensor, draws: Draws) -> Tensor:
     """Overwrite a random rectangle of each image with noise, with `ERASE_PROBABILITY`.
 
     Source: Zhong et al., "Random Erasing Data Augmentation" (arXiv:1708.04896).
@@ -43,7 +72,7 @@ def erase(images: Tensor, generator: Generator) -> Tensor:
     count, _, height, width = images.shape
 
     def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(count, generator=generator)
+        return low + (high - low) * torch.rand(count, generator=draws.generator)
 
     area = uniform(*ERASE_AREA) * height * width
     aspect = uniform(*ERASE_ASPECT)
@@ -55,37 +84,42 @@ def erase(images: Tensor, generator: Generator) -> Tensor:
     rows, columns = torch.arange(height), torch.arange(width)
     in_rows = (rows >= top.unsqueeze(1)) & (rows < (top + size[0]).unsqueeze(1))
     in_columns = (columns >= left.unsqueeze(1)) & (columns < (left + size[1]).unsqueeze(1))
-    chosen = (torch.rand(count, generator=generator) < ERASE_PROBABILITY).view(-1, 1, 1)
+    chosen = (torch.rand(count, generator=draws.generator) < ERASE_PROBABILITY).view(-1, 1, 1)
     erased = (chosen & in_rows.unsqueeze(2) & in_columns.unsqueeze(1)).unsqueeze(1)
-    noise = torch.rand(images.shape, generator=generator)
+    noise = torch.rand(images.shape, generator=draws.generator)
     return torch.where(erased.to(images.device), noise.to(images.device), images)
 
 
-CHANGES: dict[str, Callable[[Tensor, Generator], Tensor]] = {
+CHANGES: dict[str, Callable[[Tensor, Draws], Tensor]] = {
     "flip": flip,
+    "alternate": alternate,
     "shift": shift,
     "erase": erase,
 }
 
 
 class Augmentation:
-    """Applies the augmentations `names` in order; `seed` makes it reproducible."""
+    """Applies the augmentations `names` in order; `seed` makes it reproducible.
+
+    Attributes:
+        draws: what they depend on; its epoch is to be set when one begins.
+    """
 
     def __init__(self, names: Sequence[str], seed: int) -> None:
         self.names = names
-        self.generator = torch.Generator().manual_seed(seed)
+        self.draws = Draws(Generator().manual_seed(seed))
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return augmented images; float32, shape (B, channels, height, width), in [0, 1]."""
         for name in self.names:
-            images = CHANGES[name](images, self.generator)
+            images = CHANGES[name](images, self.draws)
         return images
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"generator": self.generator.get_state()}
+        return {"generator": self.draws.generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.generator.set_state(state["generator"])
+        self.draws.generator.set_state(state["generator"])
 
 
 def make_mixup(alpha: float, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:

@@ -116,7 +116,7 @@ def train(
         # Seed the random numbers of dropout and mixup.
         with torch.random.fork_rng():
             torch.manual_seed(distributed.rank_seed((recipe.seed << 16) + number))
-            logits = training.steps.run(progress)
+            logits = training.steps.run(progress, number)
         # Once per epoch: reading the loss after each step would synchronise the device each time.
         loss, accuracy = _measure(logits, targets)
         seconds = _clock(device) - start

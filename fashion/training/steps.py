@@ -71,16 +71,18 @@ class Steps:
         self.shared_state = (*self.optimizers, *self.schedules)
         self.rank_state = (self.augment,)
 
-    def run(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    def run(self, batches: Iterable[tuple[Tensor, Tensor]], epoch: int) -> Tensor:
         """Run a step on each batch; return the logits (N, classes), each from just before its step.
 
         Args:
+            epoch: number of the epoch, from 1.
             batches: float32 images (B, channels, height, width) and int64 targets (B,); with
                 several processes, this process's shares, which may be empty.
         """
         with self.kernels.computing():
             if self.kernels.train_pass is not None:
                 return self.kernels.train_pass(batches)
+            self.augment.draws.epoch = epoch
             return torch.cat([self._step(images, targets) for images, targets in batches])
 
     def _step(self, images: Tensor, targets: Tensor) -> Tensor:

@@ -178,6 +178,19 @@ def test_runs_on_other_pictures_do_not_compete(invoke: Invoke, digits: Path) -> 
     assert table.count("*") == 2
 
 
+def test_runs_in_another_image_size_do_not_compete(invoke: Invoke, digits: Path) -> None:
+    for size in ("8", "12"):
+        settings = ["--data", "digits", "--image-size", size, "--model", "baseline"]
+        in_experiment = ["--experiment", f"size {size}"]
+        mlflow.set_experiment(in_experiment[1])
+        assert invoke(train, [*settings, "--epochs", "1"]).exit_code == 0
+        result = invoke(register, [*settings, *in_experiment])
+        assert (result.exit_code == 0) == (size == "8"), result.output
+    message = assert_one_line(result)
+    assert "in experiment size 12 was measured on the 100 validation images" in message
+    assert "train one on the champion's pictures, with its image_size" in message
+
+
 @pytest.mark.parametrize("weights", ["none", "balanced"])
 def test_balanced_weights_make_a_rare_class_count(
     invoke: Invoke, digits: Path, weights: str

@@ -31,6 +31,21 @@ def test_half_of_the_images_are_mirrored_and_nothing_else(images: torch.Tensor) 
     assert 150 < mirrored.sum() < 250
 
 
+def test_each_image_is_mirrored_in_every_other_epoch(images: torch.Tensor) -> None:
+    function = augmentation.Augmentation(["alternate"], seed=1)
+    seen = []
+    for epoch in (1, 2, 3):
+        function.draws.epoch = epoch
+        seen.append(function(images))
+        assert torch.equal(function(images.flip(0)), seen[-1].flip(0))  # in whatever order
+    first, second, third = seen
+    mirrored = (first != images).flatten(1).any(1)
+    assert 150 < mirrored.sum() < 250
+    assert torch.equal(first, torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images))
+    assert torch.equal(second, first.flip(-1))
+    assert torch.equal(third, first)
+
+
 def test_images_move_by_up_to_two_pixels_each_way(images: torch.Tensor) -> None:
     changed = apply("shift", images)
     padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
@@ -61,7 +76,7 @@ def test_a_rectangle_of_half_of_the_images_is_erased(images: torch.Tensor) -> No
     assert 0 <= changed[different.unsqueeze(1)].min() <= changed[different.unsqueeze(1)].max() < 1
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("name", [name for name in CHANGES if name != "alternate"])
 def test_the_seed_determines_what_is_drawn(images: torch.Tensor, name: str) -> None:
     before = images.clone()
     assert torch.equal(apply(name, images), apply(name, images))
@@ -80,6 +95,16 @@ def test_training_sees_the_augmented_images(small: Dataset) -> None:
     plain, augmented = final_loss(), final_loss(augment=("shift", "erase"))
     assert augmented > plain + 0.05
     assert final_loss(augment=("shift", "erase")) == augmented
+
+
+def test_training_mirrors_in_one_epoch_what_it_did_not_in_the_one_before(small: Dataset) -> None:
+    seen: list[torch.Tensor] = []
+    model = catalogue.build("baseline", seed=42)
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    recipe = Recipe(epochs=2, batch_size=len(small.train), augment=("alternate",))
+    list(loop.train(model, small.train, recipe))
+    first, second = ((images[..., :14] - images[..., 14:]).sum().item() for images in seen)
+    assert first == pytest.approx(-second, rel=1e-2)
 
 
 def test_a_process_without_rows_of_a_batch_has_nothing_to_augment() -> None:

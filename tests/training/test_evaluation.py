@@ -58,7 +58,7 @@ def test_balanced_weights_are_those_of_scikit_learn() -> None:
     ).float()
     bias = model[1].bias.detach().clone()
     steps = Steps(model, Recipe(batch_size=10, lr=0.5, class_weights="balanced"), data)
-    logits = steps.run([(to_float(data.images), data.labels)]).requires_grad_()
+    logits = steps.run([(to_float(data.images), data.labels)], epoch=1).requires_grad_()
     loss = F.cross_entropy(logits, data.labels, weight=weights, reduction="sum") / len(data)
     (gradient,) = torch.autograd.grad(loss, logits)
     step = (bias - model[1].bias.detach()) / 0.5
