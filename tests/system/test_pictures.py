@@ -187,7 +187,7 @@ def test_runs_in_another_image_size_do_not_compete(invoke: Invoke, digits: Path)
         result = invoke(register, [*settings, *in_experiment])
         assert (result.exit_code == 0) == (size == "8"), result.output
     message = assert_one_line(result)
-    assert "in experiment size 12 was measured on the 100 validation images" in message
+    assert "in experiment size 12 was measured on the 48 validation images" in message
     assert "train one on the champion's pictures, with its image_size" in message
 
 
