@@ -37,7 +37,9 @@ def processes(repetitions: int) -> tuple[str, dict]:
                 done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
                 if done.returncode:
                     raise click.ClickException(f"{' '.join(command)}: {done.stderr}")
-                epochs = [float(s) for s in re.findall(r"\((\d+\.\d) s\)", done.stdout)]
+                epochs = [
+                    float(s) for s in re.findall(r"^epoch .* (\d+\.\d) s$", done.stdout, re.M)
+                ]
                 if epochs:
                     trained.append(sum(epochs))
 
@@ -49,6 +51,10 @@ def processes(repetitions: int) -> tuple[str, dict]:
             {
                 "mlflow run . -e train -P model=baseline": start(
                     "mlflow", "run", ".", "-e", "train", "-P", "model=baseline",
+                    "--env-manager", "local", "--experiment-name", "benchmark",
+                ),
+                "mlflow run . -e compare": start(
+                    "mlflow", "run", ".", "-e", "compare",
                     "--env-manager", "local", "--experiment-name", "benchmark",
                 ),
                 "python -m entrypoints.train --model baseline": start(python, *train),
@@ -79,6 +85,9 @@ def processes(repetitions: int) -> tuple[str, dict]:
         / middle[imports],
         "mlflow run, in times of importing torch, torchvision and mlflow, and training": (
             middle["mlflow run . -e train -P model=baseline"] / yardstick
+        ),
+        "mlflow run of compare, in times of importing mlflow": (
+            middle["mlflow run . -e compare"] / middle["import mlflow"]
         ),
         "--help, in times of importing torch": (
             middle["python -m entrypoints.train --help"] / middle["import torch"]

@@ -38,7 +38,7 @@ epochs: 4
 batch_size: [64, 128]
 lr: {loguniform: [0.001, 0.3]}
 """
-TRIALS = 6
+TRIALS = 4
 
 
 @pytest.fixture

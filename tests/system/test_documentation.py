@@ -25,7 +25,7 @@ ELSEWHERE = {
     "export MLFLOW_TRACKING_URI": "system/test_shared_server.py",
     "mlflow models serve": "system/test_serving.py",
     "printf ": "system/test_serving.py",
-    "torchrun ": "training/test_distributed.py",
+    "torchrun ": "system/test_several_processes.py",
 }
 SMALL = ["--epochs", "2", "--val-size", "200"]
 

