@@ -5,6 +5,7 @@ import os
 import secrets
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from unittest import mock
 import mlflow
 import mlflow.store.db.utils
 import pytest
+import sqlalchemy
 from click.testing import CliRunner, Result
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
@@ -114,6 +116,19 @@ def _blank_figures() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(summary, "figures", BlankFigures())
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fast_stores() -> Iterator[None]:
+    """No store of a test must outlive a power failure: waiting for disks takes half of a test."""
+
+    def connected(connection: Any, _: Any) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous = OFF")
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", connected)
+    yield
+    sqlalchemy.event.remove(sqlalchemy.Engine, "connect", connected)
 
 
 @pytest.fixture(scope="session")
