@@ -124,17 +124,11 @@ def mlflow_run(store: Path, dataset: Dataset, *arguments: str) -> subprocess.Com
     )
 
 
-@pytest.mark.parametrize(
-    "env_manager",
-    # What test_shared_server.py does is `local` too.
-    [
-        pytest.param("local", marks=pytest.mark.slow),
-        pytest.param("uv", marks=pytest.mark.environment),
-    ],
-)
-def test_mlflow_run_trains(store: Path, dataset: Dataset, env_manager: str) -> None:
+@pytest.mark.environment
+def test_mlflow_run_trains_in_an_environment_of_the_lock(store: Path, dataset: Dataset) -> None:
+    """In the current environment test_shared_server.py does."""
     done = mlflow_run(
-        store, dataset, "-e", "train", "--env-manager", env_manager, "--experiment-name", "test",
+        store, dataset, "-e", "train", "--env-manager", "uv", "--experiment-name", "test",
         "-P", "model=baseline", "-P", "epochs=1", "-P", "lr=1e-1", "-P", "hidden_units=12",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

@@ -139,6 +139,7 @@ def test_the_champion_needs_nothing_but_the_packages_it_pins(
     ):
         command = [python.with_name("mlflow"), "models", *arguments, "--env-manager", "local"]
         subprocess.run(command, cwd=elsewhere, env=kept | settings, check=True)
+    assert "pillow==" in (elsewhere / "docker" / "model_dir" / "requirements.txt").read_text()
     (answer,) = json.loads((elsewhere / "answer.json").read_text())["predictions"]
     assert answer["class"] == ours["class"].item()
 
@@ -320,25 +321,3 @@ def peak(url: str) -> float:
         for line in Path(f"/proc/{pid}/status").read_text().splitlines()
         if line.startswith("VmHWM:")
     )
-
-
-@pytest.mark.slow  # the test of the pins has both, in an environment of its own
-@pytest.mark.usefixtures("logits")
-def test_mlflow_predicts_in_a_batch_and_describes_an_image(
-    images: NDArray[np.float32], tmp_path: Path
-) -> None:
-    """`mlflow models predict` and `generate-dockerfile`, with a photograph."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    (tmp_path / "request.json").write_text(json.dumps(of_pictures(photograph(images[0]))))
-    for arguments in (
-        ["predict", "--env-manager", "local", "-i", "request.json", "-o", "answer.json"],
-        ["generate-dockerfile", "-d", "docker"],
-    ):
-        command = ["mlflow", "models", *arguments, "-m", CHAMPION_URI]
-        subprocess.run(command, cwd=tmp_path, env={**os.environ, "PATH": path}, check=True)
-    (answer,) = json.loads((tmp_path / "answer.json").read_text())["predictions"]
-    assert answer["class"] in FASHION_MNIST.classes
-    model = tmp_path / "docker" / "model_dir"
-    assert "pillow==" in (model / "requirements.txt").read_text()
-    copied = mlflow.pyfunc.load_model(str(model)).predict(photograph(images[0]))
-    assert copied["class"].tolist() == [answer["class"]]

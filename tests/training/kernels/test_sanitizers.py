@@ -20,7 +20,7 @@ FEW_SHAPES = [
         test_random_shapes.test_a_step_by_autograd_of_the_cnns_features,
         test_random_shapes.test_a_step_of_linear_layers,
     )
-    for seed in range(4)
+    for seed in range(2)
 ]
 
 
