@@ -91,7 +91,8 @@ def test_early_stopping_ends_with_the_best_weights(small: Dataset) -> None:
     ]
     assert 3 <= len(losses) < 100
     assert min(losses) == losses[-3]
-    assert evaluation.evaluate(model, validation).loss == min(losses)
+    # Outside the loop PyTorch may use more threads, which sum in another order.
+    assert evaluation.evaluate(model, validation).loss == pytest.approx(min(losses), rel=1e-6)
 
 
 def test_the_same_recipe_gives_the_same_weights(small: Dataset) -> None:
