@@ -125,7 +125,6 @@ def mlflow_run(store: Path, dataset: Dataset, *arguments: str) -> subprocess.Com
 
 
 @pytest.mark.slow
-@pytest.mark.environment
 def test_mlflow_run_trains_in_an_environment_of_the_lock(store: Path, dataset: Dataset) -> None:
     """In the current environment test_shared_server.py does."""
     done = mlflow_run(

@@ -340,7 +340,6 @@ def test_an_interruption_while_it_is_deleted_leaves_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.environment
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(shutil.which("uv") is None, reason="uv is not on PATH")
 def test_a_clone_reproduces_what_it_has_trained(
