@@ -198,7 +198,10 @@ def _decode(
             return work(image)
         # In a thread that ends: glibc would keep freed pixels for each of the server's threads.
         with _large, ThreadPoolExecutor(1) as own:
-            return own.submit(work, image).result()
+            try:
+                return own.submit(work, image).result()
+            finally:
+                image.close()  # frees its pixels before another picture's take their place
 
 
 def _load(image: Image.Image) -> None:

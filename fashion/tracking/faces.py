@@ -28,6 +28,7 @@ RELEASED = frozenset(
     {
         "b42bceefefb72b886c3b614cf048250bceb15d29c2be1a511edfd318851f6616",
         "2658b9c03015ecfcbf678f170392ac14526f3f96bd91fd4179e90a6c0df7dff4",
+        "a7c390297bf93e9df14291caacd317403d123445f6df4cd56eb1d1b5dc8d72a5",
     }
 )
 
