@@ -75,9 +75,9 @@ class Steps:
         """Run a step on each batch; return the logits (N, classes), each from just before its step.
 
         Args:
-            epoch: number of the epoch, from 1.
             batches: float32 images (B, channels, height, width) and int64 targets (B,); with
                 several processes, this process's shares, which may be empty.
+            epoch: number of the epoch, from 1.
         """
         with self.kernels.computing():
             if self.kernels.train_pass is not None:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fashion.models import catalogue
+from fashion.models.lab import TinyVGG
 from fashion.settings.experiment import Architecture
 from fashion.training.kernels import conv3x3, mlp
 
@@ -39,25 +40,28 @@ def draw_batch(draw: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.rand(size, 1, 28, 28), torch.randint(0, 10, (size,))
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_a_step_of_the_cnn(seed: int) -> None:
+def draw_cnn(seed: int) -> tuple[TinyVGG, torch.Tensor, torch.Tensor, int]:
+    """Return a network, a batch, and a number of threads."""
     draw = random.Random(seed)
     torch.manual_seed(seed)
     model = catalogue.build("cnn", seed, Architecture(draw.randint(1, conv3x3.MAX_CHANNELS)))
-    images, targets = draw_batch(draw)
+    assert conv3x3.supports(model)
+    return model, *draw_batch(draw), draw.randint(1, 4)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_step_of_the_cnn(seed: int) -> None:
+    model, images, targets, threads = draw_cnn(seed)
     assert conv3x3.supports_pass(model)
     stepped = copy.deepcopy(model)
-    conv3x3.make_pass(stepped, lr=0.5, threads=draw.randint(1, 4))([(images, targets)])
+    conv3x3.make_pass(stepped, lr=0.5, threads=threads)([(images, targets)])
     assert_step_is_pytorchs(model, stepped, images, targets, lr=0.5)
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_a_step_by_autograd_of_the_cnns_features(seed: int) -> None:
-    draw = random.Random(seed)
-    torch.manual_seed(seed)
-    model = catalogue.build("cnn", seed, Architecture(draw.randint(1, conv3x3.MAX_CHANNELS)))
-    images, targets = draw_batch(draw)
-    logits = conv3x3.forward(model, images, threads=draw.randint(1, 4))
+    model, images, targets, threads = draw_cnn(seed)
+    logits = conv3x3.forward(model, images, threads=threads)
     stepped = copy.deepcopy(model)
     for parameter, gradient in zip(
         stepped.parameters(),
