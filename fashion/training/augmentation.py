@@ -24,18 +24,22 @@ class Draws:
     """What augmentations depend on besides the images.
 
     Attributes:
-        generator: of their random numbers.
-        epoch: number of the epoch, from 1.
+        generator: of their random numbers, on the device of the images.
+        epoch: number of the epoch, from 1; int64, shape (), on the device too.
     """
 
     generator: Generator
-    epoch: int = 1
+    epoch: Tensor
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Return float32 numbers in [0, 1) of this shape."""
+        return torch.rand(shape, generator=self.generator, device=self.generator.device)
 
 
 def flip(images: Tensor, draws: Draws) -> Tensor:
     """Flip each image horizontally with probability 0.5."""
-    mirrored = torch.rand(len(images), generator=draws.generator) < 0.5
-    return torch.where(mirrored.to(images.device).view(-1, 1, 1, 1), images.flip(-1), images)
+    mirrored = draws.uniform(len(images)) < 0.5
+    return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
 
 
 def alternate(images: Tensor, draws: Draws) -> Tensor:
@@ -57,10 +61,13 @@ def shift(images: Tensor, draws: Draws) -> Tensor:
     """Shift each image by up to `SHIFT` pixels in each direction, padding with black."""
     count, _, height, width = images.shape
     padded = F.pad(images, (SHIFT, SHIFT, SHIFT, SHIFT))
-    starts = torch.randint(0, 2 * SHIFT + 1, (2, count, 1), generator=draws.generator)
-    rows = (starts[0] + torch.arange(height)).to(images.device)
-    columns = (starts[1] + torch.arange(width)).to(images.device)
-    each = torch.arange(count, device=images.device).view(-1, 1, 1)
+    device = images.device
+    starts = torch.randint(
+        0, 2 * SHIFT + 1, (2, count, 1), generator=draws.generator, device=device
+    )
+    rows = starts[0] + torch.arange(height, device=device)
+    columns = starts[1] + torch.arange(width, device=device)
+    each = torch.arange(count, device=device).view(-1, 1, 1)
     return padded[each, :, rows.unsqueeze(2), columns.unsqueeze(1)].movedim(-1, 1)
 
 
@@ -72,22 +79,22 @@ def erase(images: Tensor, draws: Draws) -> Tensor:
     count, _, height, width = images.shape
 
     def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(count, generator=draws.generator)
+        return (low + (high - low) * draws.uniform(count)).view(-1, 1)
 
     area = uniform(*ERASE_AREA) * height * width
     aspect = uniform(*ERASE_ASPECT)
-    size = torch.stack([(area * aspect).sqrt(), (area / aspect).sqrt()]).round()
-    size = size.clamp(min=1, max=min(height, width))
-    top, left = ((torch.tensor([height, width]).view(2, 1) - size) * torch.stack(
-        [uniform(0, 1), uniform(0, 1)]
-    )).round()  # fmt: skip
-    rows, columns = torch.arange(height), torch.arange(width)
-    in_rows = (rows >= top.unsqueeze(1)) & (rows < (top + size[0]).unsqueeze(1))
-    in_columns = (columns >= left.unsqueeze(1)) & (columns < (left + size[1]).unsqueeze(1))
-    chosen = (torch.rand(count, generator=draws.generator) < ERASE_PROBABILITY).view(-1, 1, 1)
-    erased = (chosen & in_rows.unsqueeze(2) & in_columns.unsqueeze(1)).unsqueeze(1)
-    noise = torch.rand(images.shape, generator=draws.generator)
-    return torch.where(erased.to(images.device), noise.to(images.device), images)
+
+    def covered(side: int, length: Tensor) -> Tensor:
+        """Return which pixels of each image's side are in its rectangle: bool, (count, side)."""
+        length = length.sqrt().round().clamp(min=1, max=min(height, width))
+        start = ((side - length) * uniform(0, 1)).round()
+        places = torch.arange(side, device=images.device)
+        return (places >= start) & (places < start + length)
+
+    rows, columns = covered(height, area * aspect), covered(width, area / aspect)
+    chosen = (draws.uniform(count) < ERASE_PROBABILITY).view(-1, 1, 1, 1)
+    erased = chosen & (rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1)
+    return torch.where(erased, draws.uniform(*images.shape), images)
 
 
 CHANGES: dict[str, Callable[[Tensor, Draws], Tensor]] = {
@@ -99,15 +106,18 @@ CHANGES: dict[str, Callable[[Tensor, Draws], Tensor]] = {
 
 
 class Augmentation:
-    """Applies the augmentations `names` in order; `seed` makes it reproducible.
+    """Applies the augmentations `names` in order, on `device`; `seed` makes it reproducible.
 
     Attributes:
         draws: what they depend on; its epoch is to be set when one begins.
     """
 
-    def __init__(self, names: Sequence[str], seed: int) -> None:
+    def __init__(self, names: Sequence[str], seed: int, device: torch.device | str = "cpu") -> None:
         self.names = names
-        self.draws = Draws(Generator().manual_seed(seed))
+        self.draws = Draws(
+            Generator(device).manual_seed(seed),
+            torch.ones((), dtype=torch.int64, device=device),
+        )
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return augmented images; float32, shape (B, channels, height, width), in [0, 1]."""
@@ -122,23 +132,25 @@ class Augmentation:
         self.draws.generator.set_state(state["generator"])
 
 
-def make_mixup(alpha: float, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def make_mixup(
+    alpha: float, classes: int, device: torch.device | str = "cpu"
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Return a function that mixes images and targets within a batch.
 
     It takes images (B, channels, height, width) and int64 targets (B,), and returns mixed images
-    and class probabilities, float32 (B, classes). The weight is drawn from torch's global
-    generator. Unlike in torchvision, an image's own weight is at least half, so that training
+    and class probabilities, float32 (B, classes). The weight is drawn from torch's generator of
+    `device`. Unlike in torchvision, an image's own weight is at least half, so that training
     accuracy stays meaningful. With `alpha` 0 the function returns its arguments.
 
     Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization" (arXiv:1710.09412).
     """
     if not alpha:
         return lambda images, targets: (images, targets)
-    distribution = Beta(alpha, alpha)
+    distribution = Beta(*torch.full((2,), float(alpha), device=device))
 
     def mix(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        share = distribution.sample().item()
-        other = min(share, 1 - share)
+        share = distribution.sample()
+        other = torch.minimum(share, 1 - share)
         shares = F.one_hot(targets, classes).float()
         return images.lerp(images.roll(1, 0), other), shares.lerp(shares.roll(1, 0), other)
 

@@ -9,10 +9,10 @@ from torch.nn import functional as F
 
 from fashion.data.dataset import Subset, to_float
 
-# Activations of larger batches would not fit in a CPU's cache.
-EVAL_BATCH_SIZE = 100
-# Images that are read from a file at once; a multiple of it.
+# Images that are read from a file at once, and computed at once on a GPU.
 READ_AT_ONCE = 1000
+# Of larger batches, activations would not fit in a CPU's cache.
+AT_ONCE_ON_CPU = 100
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -83,4 +83,5 @@ def predict(
         x = to_float(batch.to(device))
         return (compute(x) + compute(x.flip(-1))) / 2 if tta else compute(x)
 
-    return torch.cat([answer(batch).cpu() for batch in images.split(EVAL_BATCH_SIZE)])
+    at_once = AT_ONCE_ON_CPU if device.type == "cpu" else READ_AT_ONCE
+    return torch.cat([answer(batch).cpu() for batch in images.split(at_once)])

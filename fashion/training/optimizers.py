@@ -1,5 +1,6 @@
 """Build optimisers and learning-rate schedules by name, from torch.optim."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -47,10 +48,10 @@ def make_optimizers(model: nn.Module, recipe: Recipe) -> list[Optimizer]:
     return [adamw, _muon(hidden, recipe)] if hidden else [adamw]
 
 
-class Float32Muon(Muon):
-    """torch's Muon, but orthogonalising in the parameters' precision instead of bfloat16.
+class BatchedMuon(Muon):
+    """torch's Muon, but orthogonalising matrices of one shape at once, on a CPU in float32.
 
-    On a CPU without bfloat16 instructions this takes a tenth of the time.
+    On a CPU without bfloat16 instructions, torch's takes ten times as long.
     """
 
     @torch.no_grad()
@@ -63,36 +64,52 @@ class Float32Muon(Muon):
                 loss = closure()
         for group in self.param_groups:
             lr, momentum = group["lr"], group["momentum"]
+            of_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(p)
-                average = state["momentum_buffer"]
-                average.lerp_(p.grad, 1 - momentum)
-                direction = _orthogonalized(p.grad.lerp(average, momentum), group)
-                p.mul_(1 - lr * group["weight_decay"])
-                p.add_(direction, alpha=-lr * 0.2 * max(p.shape) ** 0.5)
+                if p.grad is not None:
+                    of_shape[p.shape].append(p)
+            for shape, matrices in of_shape.items():
+                gradients = torch.stack([p.grad for p in matrices if p.grad is not None])
+                averages = [self._average(p) for p in matrices]
+                for average, gradient in zip(averages, gradients, strict=True):
+                    average.lerp_(gradient, 1 - momentum)
+                steps = _orthogonalized(gradients.lerp(torch.stack(averages), momentum), group)
+                for p, step in zip(matrices, steps, strict=True):
+                    p.mul_(1 - lr * group["weight_decay"])
+                    p.add_(step, alpha=-lr * 0.2 * max(shape) ** 0.5)
         return loss
 
+    def _average(self, parameter: Tensor) -> Tensor:
+        """Return the moving average of the parameter's gradients."""
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        return state["momentum_buffer"]
 
-def _orthogonalized(matrix: Tensor, group: dict[str, Any]) -> Tensor:
-    """Set all singular values close to 1, by the Newton-Schulz iteration of torch's Muon."""
-    tall = len(matrix) > matrix.shape[1]
-    x = matrix.T if tall else matrix
-    x = x / x.norm().clamp(min=group["eps"])
+
+def _orthogonalized(matrices: Tensor, group: dict[str, Any]) -> Tensor:
+    """Set all singular values close to 1, by the Newton-Schulz iteration of torch's Muon.
+
+    Args:
+        matrices: float32, shape (N, rows, columns).
+        group: has the iteration's settings.
+    """
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=group["eps"])
+    if x.is_cuda:
+        x = x.bfloat16()
     a, b, c = group["ns_coefficients"]
     for _ in range(group["ns_steps"]):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if tall else x
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
 def _muon(weights: list[Tensor], recipe: Recipe) -> Muon:
     """Return a Muon that sees filters as matrices, with one row per output channel."""
     rows = [nn.Parameter(_rows(weight.detach(), weight)) for weight in weights]
-    muon = Float32Muon(
+    muon = BatchedMuon(
         rows, lr=recipe.lr, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
     )
 

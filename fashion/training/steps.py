@@ -13,6 +13,7 @@ from fashion.data.dataset import Subset
 from fashion.settings.experiment import Recipe
 from fashion.training import distributed
 from fashion.training.augmentation import Augmentation, make_mixup
+from fashion.training.graphs import Replayed
 from fashion.training.kernels.choose import choose
 from fashion.training.optimizers import make_optimizers, make_schedule
 
@@ -59,15 +60,20 @@ class Steps:
         self.optimizers = make_optimizers(model, recipe)
         steps_per_epoch = math.ceil(len(data) / recipe.batch_size)
         self.schedules = [make_schedule(each, recipe, steps_per_epoch) for each in self.optimizers]
-        self.augment = Augmentation(recipe.augment, distributed.rank_seed(recipe.seed))
-        self.mix = make_mixup(recipe.mixup, len(data.task.classes))
+        device = next(model.parameters()).device
+        self.augment = Augmentation(recipe.augment, distributed.rank_seed(recipe.seed), device)
+        self.mix = make_mixup(recipe.mixup, len(data.task.classes), device)
         self.class_weights = _class_weights(data) if recipe.class_weights == "balanced" else None
         self.autocast = partial(
             torch.autocast,
-            next(model.parameters()).device.type,
+            device.type,
             torch.bfloat16,
             enabled=recipe.precision == "bfloat16",
         )
+        self.gradients: Callable[[Tensor, Tensor], Tensor] = self._gradients
+        if device.type == "cuda" and self.workers == 1:
+            generator = self.augment.draws.generator
+            self.gradients = Replayed(self._gradients, list(model.parameters()), generator)
         self.shared_state = (*self.optimizers, *self.schedules)
         self.rank_state = (self.augment,)
 
@@ -82,10 +88,19 @@ class Steps:
         with self.kernels.computing():
             if self.kernels.train_pass is not None:
                 return self.kernels.train_pass(batches)
-            self.augment.draws.epoch = epoch
+            self.augment.draws.epoch.fill_(epoch)
             return torch.cat([self._step(images, targets) for images, targets in batches])
 
     def _step(self, images: Tensor, targets: Tensor) -> Tensor:
+        logits = self.gradients(images, targets)
+        for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+        self.model.zero_grad()
+        self.after_step()
+        return logits
+
+    def _gradients(self, images: Tensor, targets: Tensor) -> Tensor:
         mixed, shares = self.mix(self.augment(images), targets)
         with self.autocast():
             logits = self.forward(mixed)
@@ -108,11 +123,6 @@ class Steps:
         loss.backward()
         if self.recipe.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
-        for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
-            optimizer.step()
-            schedule.step()
-        self.model.zero_grad()
-        self.after_step()
         return logits.detach()
 
 

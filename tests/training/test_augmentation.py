@@ -35,7 +35,7 @@ def test_each_image_is_mirrored_in_every_other_epoch(images: torch.Tensor) -> No
     function = augmentation.Augmentation(["alternate"], seed=1)
     seen = []
     for epoch in (1, 2, 3):
-        function.draws.epoch = epoch
+        function.draws.epoch.fill_(epoch)
         seen.append(function(images))
         assert torch.equal(function(images.flip(0)), seen[-1].flip(0))  # in whatever order
     first, second, third = seen

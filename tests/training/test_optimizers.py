@@ -140,7 +140,7 @@ def test_muon_is_torchs_muon_but_for_rounding(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     ours, torchs = (nn.Parameter(torch.ones(shape)) for _ in range(2))
     settings = {"lr": 0.01, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
-    one, other = optimizers.Float32Muon([ours], **settings), torch.optim.Muon([torchs], **settings)
+    one, other = optimizers.BatchedMuon([ours], **settings), torch.optim.Muon([torchs], **settings)
     for _ in range(5):
         ours.grad = torchs.grad = torch.randn(shape)
         one.step()
