@@ -22,11 +22,14 @@ from fashion.settings.experiment import Recipe
 def make_optimizers(model: nn.Module, recipe: Recipe) -> list[Optimizer]:
     """Return the optimisers of the model's parameters, with the schedule's maximum learning rate.
 
+    On a CUDA GPU their steps can be recorded in a graph.
+
     "muon" (Jordan, https://kellerjordan.github.io/posts/muon) updates the matrices and filters of
     hidden layers; AdamW updates the first and last layer, biases and norms. Muon's updates are
     scaled to the size of AdamW's (Liu et al., arXiv:2502.16982), so that both use the same rate.
     """
     parameters = list(model.parameters())
+    on_gpu = parameters[0].is_cuda
     if recipe.optimizer == "sgd":
         return [
             SGD(
@@ -35,16 +38,22 @@ def make_optimizers(model: nn.Module, recipe: Recipe) -> list[Optimizer]:
                 momentum=recipe.momentum,
                 nesterov=recipe.nesterov,
                 weight_decay=recipe.weight_decay,
+                fused=on_gpu,
             )
         ]
+    settings: dict[str, Any] = {
+        "lr": recipe.lr,
+        "weight_decay": recipe.weight_decay,
+        "capturable": on_gpu,
+    }
     if recipe.optimizer != "muon":
         constructor = {"adam": Adam, "adamw": AdamW}[recipe.optimizer]
-        return [constructor(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)]
+        return [constructor(parameters, **settings)]
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     hidden = [layer.weight for layer in layers[1:-1]]
     matrices = {id(weight) for weight in hidden}
     rest = [p for p in parameters if id(p) not in matrices]
-    adamw = AdamW(rest, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    adamw = AdamW(rest, **settings)
     return [adamw, _muon(hidden, recipe)] if hidden else [adamw]
 
 
@@ -74,9 +83,9 @@ class BatchedMuon(Muon):
                 for average, gradient in zip(averages, gradients, strict=True):
                     average.lerp_(gradient, 1 - momentum)
                 steps = _orthogonalized(gradients.lerp(torch.stack(averages), momentum), group)
+                steps *= lr * 0.2 * max(shape) ** 0.5
                 for p, step in zip(matrices, steps, strict=True):
-                    p.mul_(1 - lr * group["weight_decay"])
-                    p.add_(step, alpha=-lr * 0.2 * max(shape) ** 0.5)
+                    p.mul_(1 - lr * group["weight_decay"]).sub_(step)
         return loss
 
     def _average(self, parameter: Tensor) -> Tensor:
@@ -130,12 +139,19 @@ def make_schedule(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) ->
     """Return the schedule of `recipe`, to be stepped after each optimisation step.
 
     After a linear warm-up of `recipe.warmup_epochs` the rate is constant or decays to zero along
-    half a cosine. "one-cycle" (Smith and Topin, arXiv:1708.07120) uses a cosine warm-up instead.
+    half a cosine. "one-cycle" (Smith and Topin, arXiv:1708.07120) uses a cosine warm-up instead;
+    momentum stays as it is.
     """
     total = recipe.epochs * steps_per_epoch
     warmup = round(recipe.warmup_epochs * steps_per_epoch)
     if recipe.schedule == "one-cycle":
-        return OneCycleLR(optimizer, recipe.lr, total_steps=total + 1, pct_start=warmup / total)
+        return OneCycleLR(
+            optimizer,
+            recipe.lr,
+            total_steps=total + 1,
+            pct_start=warmup / total,
+            cycle_momentum=False,
+        )
     rest: LRScheduler = ConstantLR(optimizer, factor=1, total_iters=0)
     if recipe.schedule == "cosine":
         rest = CosineAnnealingLR(optimizer, T_max=total - warmup)

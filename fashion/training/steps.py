@@ -70,10 +70,11 @@ class Steps:
             torch.bfloat16,
             enabled=recipe.precision == "bfloat16",
         )
-        self.gradients: Callable[[Tensor, Tensor], Tensor] = self._gradients
+        self.update: Callable[[Tensor, Tensor], Tensor] = self._update
         if device.type == "cuda" and self.workers == 1:
             generator = self.augment.draws.generator
-            self.gradients = Replayed(self._gradients, list(model.parameters()), generator)
+            parameters = list(model.parameters())
+            self.update = Replayed(self._update, parameters, self.optimizers, generator)
         self.shared_state = (*self.optimizers, *self.schedules)
         self.rank_state = (self.augment,)
 
@@ -92,15 +93,13 @@ class Steps:
             return torch.cat([self._step(images, targets) for images, targets in batches])
 
     def _step(self, images: Tensor, targets: Tensor) -> Tensor:
-        logits = self.gradients(images, targets)
-        for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
-            optimizer.step()
+        logits = self.update(images, targets)
+        for schedule in self.schedules:
             schedule.step()
-        self.model.zero_grad()
         self.after_step()
         return logits
 
-    def _gradients(self, images: Tensor, targets: Tensor) -> Tensor:
+    def _update(self, images: Tensor, targets: Tensor) -> Tensor:
         mixed, shares = self.mix(self.augment(images), targets)
         with self.autocast():
             logits = self.forward(mixed)
@@ -123,6 +122,9 @@ class Steps:
         loss.backward()
         if self.recipe.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.model.zero_grad()
         return logits.detach()
 
 

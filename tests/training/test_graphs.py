@@ -66,7 +66,7 @@ def test_each_image_is_augmented_in_each_replay_in_another_way() -> None:
 
     augment = Augmentation(["shift"], seed=1, device="cuda")
     parameter = nn.Parameter(torch.zeros((), device="cuda"))
-    replayed = graphs.Replayed(augment, [parameter], augment.draws.generator)
+    replayed = graphs.Replayed(augment, [parameter], [], augment.draws.generator)
     images = torch.rand(8, 1, 28, 28, device="cuda")
     seen = [replayed(images) for _ in range(graphs.WARM_UP + 3)]
     for index, one in enumerate(seen):
