@@ -6,6 +6,7 @@ Prints tables, writes all measurements as JSON, and logs both to MLflow.
 import json
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
@@ -14,6 +15,7 @@ import mlflow
 from benchmarks import evaluation, neighbours, processes, training
 from benchmarks.timing import machine
 from fashion.files import replacing
+from fashion.settings.presets import PRESETS
 
 # Each returns a Markdown table and its measurements.
 SECTIONS: dict[str, Callable[[int], tuple[str, dict]]] = {
@@ -39,14 +41,22 @@ OVER_SEEDS = ("accuracy", "presets")
     help="Run only this section; can be repeated.",
 )
 @click.option("--seeds", type=click.IntRange(min=2), default=5, show_default=True)
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    default="fast",
+    show_default=True,
+    help="Preset of the section presets.",
+)
 @click.option("--output", default="benchmarks.json", show_default=True, help="JSON file to write.")
-def main(repetitions: int, only: tuple[str, ...], seeds: int, output: str) -> None:
+def main(repetitions: int, only: tuple[str, ...], seeds: int, preset: str, output: str) -> None:
     """Run all benchmarks except benchmarks.scale: 90 minutes on two cores."""
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     results: dict = {"machine": machine(), "repetitions": repetitions}
     click.echo(", ".join(f"{name} {value}" for name, value in machine().items()))
+    sections = SECTIONS | {"presets": partial(training.presets, preset=preset)}
     tables = []
-    for name, section in SECTIONS.items():
+    for name, section in sections.items():
         if not only or name in only:
             text, results[name] = section(seeds if name in OVER_SEEDS else repetitions)
             tables.append(f"## {name.replace('_', ' ')}\n\n{text}\n")

@@ -5,7 +5,8 @@
 
 Each trains for three epochs on all 60,000 images and evaluates the test set after each, on the CPU,
 which is what the lab's own timer covers. Imports and reading the files are not timed. A preset is
-trained like `train` does it, with a validation set that is evaluated after each epoch.
+trained like `train` does it, on a GPU if there is one, with a validation set that is evaluated
+after each epoch; its accuracy is that of test-time augmentation if it has that, which is timed too.
 """
 
 import json
@@ -26,6 +27,7 @@ from fashion.data.sources import load_dataset
 from fashion.models import catalogue
 from fashion.settings.experiment import Experiment, Recipe
 from fashion.training import evaluation, loop
+from fashion.training.build import resolve_device
 from fashion.training.kernels.choose import choose
 
 EPOCHS = 3
@@ -99,6 +101,7 @@ def by_preset(name: str, dataset: Dataset, seed: int) -> nn.Module:
     asked = Experiment.from_options({"preset": name, "seed": seed})
     training, validation = dataset.split(asked.val_size)
     model = catalogue.build(asked.model, seed, asked.architecture)
+    model.to(resolve_device(asked.device))
     for _ in loop.train(model, training, asked.recipe, validation):
         pass
     return model
@@ -119,10 +122,14 @@ def main(contender: str, name: str, seed: str) -> None:
     before = _peak_mib()
     start = time.perf_counter()
     model = CONTENDERS[contender](name, dataset, int(seed))
-    seconds = time.perf_counter() - start
+    tta = contender == "preset" and Experiment.from_options({"preset": name}).tta
+    trained = time.perf_counter()
+    accuracy = evaluation.evaluate(model.eval(), dataset.test, tta=tta).accuracy
+    # What an answer from two views costs belongs to the time that its accuracy takes.
+    seconds = (time.perf_counter() if tta else trained) - start
     result = {
         "seconds": seconds,
-        "test_accuracy": evaluation.evaluate(model.eval(), dataset.test).accuracy,
+        "test_accuracy": accuracy,
         "peak_mib": _peak_mib(),
         "peak_mib_before": before,
     }

@@ -92,9 +92,9 @@ def _contend(contender: str, name: str, seed: int, python: str = sys.executable)
     return result
 
 
-def presets(seeds: int) -> tuple[str, dict]:
-    """Train the preset `fast` and the lab's CNN in turn, over seeds."""
-    contenders = {"the lab's loop, cnn": ("lab", "cnn"), "preset=fast": ("preset", "fast")}
+def presets(seeds: int, preset: str = "fast") -> tuple[str, dict]:
+    """Train a preset and the lab's CNN in turn, over seeds."""
+    contenders = {"the lab's loop, cnn": ("lab", "cnn"), f"preset={preset}": ("preset", preset)}
     results: dict[str, list[dict]] = {name: [] for name in contenders}
     for seed, name in product(range(SEED, SEED + seeds), contenders):
         results[name].append(_contend(*contenders[name], seed))
