@@ -18,6 +18,7 @@ from entrypoints.cli.options import (
     training_options,
     with_usual_val_size,
 )
+from fashion.analysis import drawing
 from fashion.errors import FashionError, printable
 from fashion.settings.gate import GATE_OPTIONS, Gate
 from fashion.settings.task import FASHION_MNIST
@@ -55,6 +56,8 @@ def main(
     """
     check_resume(context)
     asked = experiment_asked_for(context)
+    if nproc == 1:
+        drawing.start()
     from fashion import advice
     from fashion.analysis import comparison
     from fashion.data.sources import load_for

@@ -16,6 +16,7 @@ from entrypoints.cli.options import (
     training_options,
     with_usual_val_size,
 )
+from fashion.analysis import drawing
 
 
 @click.command(cls=Command)
@@ -40,6 +41,8 @@ def train(
     """Train MODEL on DATA and log the run to MLflow."""
     check_resume(context)
     asked = experiment_asked_for(context)
+    if nproc == 1:
+        drawing.start()
     from fashion.data.sources import load_for
     from fashion.tracking import checkpoint, groups, overview, records, store, training, views
     from fashion.training import build, distributed

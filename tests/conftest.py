@@ -23,7 +23,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from deploy import server
-from fashion.analysis import summary
+from fashion.analysis import drawing
 from fashion.data import sources
 from fashion.data.dataset import Dataset, Subset
 from fashion.data.sources import load_dataset
@@ -31,7 +31,7 @@ from fashion.settings.experiment import Architecture, Experiment, Recipe
 from fashion.settings.task import FASHION_MNIST
 from fashion.tracking import training
 from fashion.training.kernels.compile import KernelError, library
-from tests.blank import BlankFigures
+from tests import blank
 from tests.processes import Process
 
 ROOT = Path(__file__).parent.parent
@@ -114,7 +114,8 @@ def head(subset: Subset, size: int) -> Subset:
 def _blank_figures() -> Iterator[None]:
     """Trainings draw no figures, neither here nor in forked processes; test_training.py's do."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(summary, "figures", BlankFigures())
+        patch.setattr(drawing, "draw", blank.draw)
+        patch.setattr(drawing, "start", lambda: None)
         yield
 
 

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from fashion import terminal
 from fashion.analysis import markdown
+from fashion.analysis.colors import COLORS
 from fashion.analysis.paired import Interval, Paired, compare, wilson
 from fashion.analysis.predictions import Predictions
-from fashion.analysis.style import COLORS, literal, styled
+from fashion.analysis.style import literal, styled
 from fashion.data.dataset import Subset
 from fashion.errors import printable
 from fashion.settings.task import FASHION_MNIST

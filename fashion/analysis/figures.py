@@ -1,29 +1,22 @@
-"""Draw a run's results. Each function returns a new matplotlib Figure; no global state is used."""
+"""Draw a run's results. Each function returns a new matplotlib Figure; no global state is used.
+
+A process that only draws does not import torch, which would take it seconds.
+"""
 
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import average_precision_score, precision_recall_curve
-from torch import Tensor
 
 from fashion.analysis import tables
+from fashion.analysis.colors import COLORS, NEUTRAL, RIGHT, WRONG, color_of
 from fashion.analysis.paired import wilson
-from fashion.analysis.style import (
-    COLORS,
-    NEUTRAL,
-    PERCENT,
-    RIGHT,
-    WRONG,
-    color_of,
-    epoch_axis,
-    literal,
-    log_axis,
-    styled,
-)
+from fashion.analysis.style import PERCENT, epoch_axis, literal, log_axis, styled
 from fashion.analysis.tables import expected_calibration_error
-from fashion.data.dataset import Subset
+from fashion.settings.task import Task
 
 # Classes that a figure has room for.
 MOST_CLASSES = 20
@@ -108,7 +101,7 @@ def learning_curves(history: pd.DataFrame, title: str) -> Figure:
 
 @styled
 def prediction_grid(
-    images: Tensor,
+    images: ArrayLike,
     predicted: Sequence[str],
     true: Sequence[str] | None,
     title: str,
@@ -123,8 +116,9 @@ def prediction_grid(
         title: title of the figure.
         confidence: N probabilities of the predictions, shown beside them.
     """
-    columns = min(3, len(images))
-    rows = -(-len(images) // columns)
+    pictures = np.moveaxis(np.asarray(images), 1, -1)
+    columns = min(3, len(pictures))
+    rows = -(-len(pictures) // columns)
     height = 3.1 * rows + 0.4
     figure = Figure(figsize=(3 * columns, height))
     figure.suptitle(title, y=1 - 0.1 / height, va="top")
@@ -134,8 +128,8 @@ def prediction_grid(
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.axis("off")
-    for index, (axes, image) in enumerate(zip(grid, images, strict=False)):
-        axes.imshow(image.movedim(0, -1).numpy(), cmap="gray")
+    for index, (axes, picture) in enumerate(zip(grid, pictures, strict=False)):
+        axes.imshow(picture, cmap="gray")
         if true is None:
             axes.set_title(predicted[index], fontsize=10)
         else:
@@ -151,25 +145,25 @@ def prediction_grid(
 
 
 @styled
-def contact_sheet(subset: Subset, each: int = 10) -> Figure:
-    """Draw the first images of each class, with the number of its images.
+def contact_sheet(
+    examples: Sequence[NDArray[np.uint8]], counts: Sequence[int], task: Task
+) -> Figure:
+    """Draw images of each class, with the number of all its images.
 
     Of more classes than `MOST_CLASSES`, the first are drawn.
 
     Args:
-        subset: the images.
-        each: number of images of a class.
+        examples: of each class, images (N, channels, height, width).
+        counts: numbers of images.
+        task: the classes and the shape.
     """
-    task, counts = subset.task, subset.labels.bincount(minlength=len(subset.task.classes))
     channels, height, width = task.shape
-    rows = min(len(task.classes), MOST_CLASSES)
+    rows, each = min(len(task.classes), MOST_CLASSES), max(map(len, examples))
     # One picture with white gaps, as many axes would take matplotlib seconds.
     gap = 1 + max(height, width) // 16
     sheet = np.full((rows, height + gap, each, width + gap, channels), 255, dtype=np.uint8)
-    for row in range(rows):
-        places = (subset.labels == row).nonzero().squeeze(1)[:each]
-        found = subset.take(places).permute(0, 2, 3, 1).numpy()
-        sheet[row, :height, : len(found), :width] = found.swapaxes(0, 1)
+    for row, found in zip(sheet, examples, strict=False):
+        row[:height, : len(found), :width] = found.transpose(2, 0, 3, 1)
     shape = rows * (height + gap), each * (width + gap)
     figure = Figure(figsize=(10, 0.5 + 8.3 * shape[0] / shape[1]), layout="constrained")
     axes = figure.add_subplot()
@@ -184,7 +178,7 @@ def contact_sheet(subset: Subset, each: int = 10) -> Figure:
     axes.spines[:].set_visible(False)
     left_out = f", the first {rows}" if rows < len(task.classes) else ""
     axes.set_title(
-        f"{literal(task.title)}: {len(subset):,} training images of"
+        f"{literal(task.title)}: {sum(counts):,} training images of"
         f" {len(task.classes)} classes{left_out}"
     )
     return figure
@@ -236,22 +230,22 @@ def reliability_diagram(calibration: pd.DataFrame, title: str) -> Figure:
 
 @styled
 def precision_recall_curves(
-    labels: Tensor, logits: Tensor, classes: Sequence[str], title: str
+    labels: ArrayLike, probabilities: ArrayLike, classes: Sequence[str], title: str
 ) -> Figure:
     """Draw precision against recall of each class against all others, the hardest class first.
 
     Of more classes than `MOST_CLASSES`, the hardest are drawn.
 
     Args:
-        labels: int64 class indices, shape (N,), with all classes present.
-        logits: float32, shape (N, classes).
+        labels: class indices, shape (N,), with all classes present.
+        probabilities: of the classes, shape (N, classes).
         classes: their names.
         title: title of the figure.
     """
-    probabilities = logits.softmax(dim=1).numpy()
+    labels, scores = np.asarray(labels), np.asarray(probabilities)
     curves = []
     for index, name in enumerate(classes):
-        true, score = (labels == index).numpy(), probabilities[:, index]
+        true, score = labels == index, scores[:, index]
         precision, recall, _ = precision_recall_curve(true, score, drop_intermediate=True)
         curves.append((average_precision_score(true, score), name, recall, precision))
     curves.sort(key=lambda curve: curve[0])

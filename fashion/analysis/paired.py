@@ -1,10 +1,14 @@
 """Compare two models on the same images."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from scipy.stats import binomtest
-from torch import Tensor
+
+if TYPE_CHECKING:  # figures are drawn without importing torch
+    from torch import Tensor
 
 
 class Interval(NamedTuple):

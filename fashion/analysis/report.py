@@ -9,7 +9,7 @@ import pandas as pd
 from rich.table import Table
 
 from fashion import terminal
-from fashion.analysis import markdown, predictions, spreadsheet, summary, tables
+from fashion.analysis import drawing, markdown, predictions, spreadsheet, summary, tables
 from fashion.analysis.paired import wilson
 from fashion.data.dataset import Subset
 from fashion.errors import printable
@@ -126,7 +126,7 @@ def write_files(folder: Path, report: Report, files: Sequence[Path]) -> None:
         report: the report.
         files: the images' files; empty if they have none.
     """
-    summary.write_predictions(
+    _, drawings = summary.write_predictions(
         folder,
         printable(report.name),
         SEED,
@@ -135,6 +135,8 @@ def write_files(folder: Path, report: Report, files: Sequence[Path]) -> None:
         report.calibration,
         f"{report.kind} images",
     )
+    for each in drawings:
+        drawing.draw(each)
     answers, classes = predictions.of(report.subset, report.answers), report.subset.task.classes
     predictions.write(folder / predictions.FILE, {report.kind: answers})
     if files:

@@ -1,15 +1,11 @@
-"""The style of all figures, the colour of each model, and how to show percentages and numbers."""
+"""The style of all figures, and how to show percentages and numbers."""
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from fashion.models.catalogue import MODELS
+from fashion.analysis.colors import COLORS
 
-# Okabe and Ito's colours, which people with colour blindness can tell apart.
-COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
-RIGHT, WRONG = "#007A5A", "#C0392B"
-NEUTRAL = "#8C8C8C"
 # Shows a fraction in percent.
 PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.4g}%")
 
@@ -21,12 +17,6 @@ def literal(text: str, width: int = 40) -> str:
     """
     short = text if len(text) <= width else f"{text[: width - 1]}…"
     return short.replace("$", r"\$")
-
-
-def color_of(model: str) -> str:
-    """Return the colour of a model, which is the same in each figure and in MLflow's UI."""
-    names = list(MODELS)
-    return COLORS[names.index(model) if model in names else len(names)]
 
 
 # Decorate a function that creates a figure with this.

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
-from fashion.analysis import figures, markdown, tables
+from fashion.analysis import markdown, tables
+from fashion.analysis.drawing import Drawing
 from fashion.data.dataset import Subset
 from fashion.settings.experiment import Experiment, Recipe
 from fashion.settings.task import FASHION_MNIST, Task
@@ -24,8 +26,8 @@ def write_files(
     subset: Subset,
     answers: Evaluation,
     calibration: pd.DataFrame,
-) -> list[tables.ConfusedPair]:
-    """Write the learning curves, the first training images, and what `write_predictions` does.
+) -> tuple[list[tables.ConfusedPair], list[Drawing]]:
+    """Write what `write_predictions` writes.
 
     Args:
         folder: folder to write to.
@@ -38,11 +40,28 @@ def write_files(
         calibration: the result of `tables.calibration`.
 
     Returns:
-        The most confused pairs of classes.
+        The most confused pairs of classes, and the figures that are still to be drawn into the
+        folder: those of `write_predictions`, the learning curves and the first training images.
     """
-    figures.learning_curves(history, model).savefig(folder / "learning_curves.png")
-    figures.contact_sheet(training).savefig(folder / "training_images.png")
-    return write_predictions(folder, model, seed, subset, answers, calibration, "test images")
+    pairs, drawings = write_predictions(
+        folder, model, seed, subset, answers, calibration, "test images"
+    )
+    classes = len(training.task.classes)
+    counts = training.labels.bincount(minlength=classes).tolist()
+    sheet = examples(training), counts, training.task
+    return pairs, [
+        Drawing(folder / "learning_curves.png", "learning_curves", (history, model)),
+        Drawing(folder / "training_images.png", "contact_sheet", sheet),
+        *drawings,
+    ]
+
+
+def examples(subset: Subset, each: int = 10) -> list[NDArray[np.uint8]]:
+    """Return the first images of each class: uint8, shape (N, channels, height, width)."""
+    return [
+        subset.take((subset.labels == label).nonzero().squeeze(1)[:each]).numpy()
+        for label in range(len(subset.task.classes))
+    ]
 
 
 def write_predictions(
@@ -53,15 +72,16 @@ def write_predictions(
     answers: Evaluation,
     calibration: pd.DataFrame,
     images: str,
-) -> list[tables.ConfusedPair]:
-    """Write tables and figures of a model's predictions.
+) -> tuple[list[tables.ConfusedPair], list[Drawing]]:
+    """Write tables of a model's predictions.
 
     Args:
         folder, model, seed, subset, answers, calibration: as for `write_files`.
         images: what to call the images.
 
     Returns:
-        The most confused pairs of classes.
+        The most confused pairs of classes, and the figures that are still to be drawn into the
+        folder.
     """
     predicted, classes = answers.logits.argmax(dim=1), subset.task.classes
     confusion = tables.confusion_matrix(subset.labels, predicted, classes)
@@ -70,19 +90,25 @@ def write_predictions(
 
     confusion.to_csv(folder / "confusion_matrix.csv")
     (folder / "confused_pairs.txt").write_text("".join(f"{pair}\n" for pair in pairs))
-    figures.confusion_matrix(confusion, title).savefig(folder / "confusion_matrix.png")
-    if answers.logits.isfinite().all():  # not for a diverged model
-        figures.reliability_diagram(calibration, title).savefig(folder / "reliability.png")
-        if len(subset.labels.unique()) == len(classes):
-            curves = figures.precision_recall_curves(subset.labels, answers.logits, classes, title)
-            curves.savefig(folder / "precision_recall.png")
     rows = torch.randperm(len(subset), generator=torch.Generator().manual_seed(seed))[:9]
-    _grid(subset, rows, answers, title).savefig(folder / "predictions.png")
+    drawings = [
+        Drawing(folder / "confusion_matrix.png", "confusion_matrix", (confusion, title)),
+        _grid(folder / "predictions.png", subset, rows, answers, title),
+    ]
+    if answers.logits.isfinite().all():  # not for a diverged model
+        diagram = calibration, title
+        drawings.append(Drawing(folder / "reliability.png", "reliability_diagram", diagram))
+        if len(subset.labels.unique()) == len(classes):
+            probabilities = answers.logits.softmax(dim=1).numpy()
+            curves = subset.labels.numpy(), probabilities, classes, title
+            drawings.append(
+                Drawing(folder / "precision_recall.png", "precision_recall_curves", curves)
+            )
     wrong = tables.most_confidently_wrong(subset.labels, answers.logits)
     if len(wrong):
         title = f"{model}: most confident mistakes"
-        _grid(subset, wrong, answers, title).savefig(folder / "confidently_wrong.png")
-    return pairs
+        drawings.append(_grid(folder / "confidently_wrong.png", subset, wrong, answers, title))
+    return pairs, drawings
 
 
 # Of the files of `write_files`, those to compare across runs; by key of the UI's image grid.
@@ -99,17 +125,20 @@ def pictures(folder: Path) -> dict[str, Path]:
     return {key: path for key, path in paths.items() if path.exists()}
 
 
-def _grid(subset: Subset, rows: torch.Tensor, answers: Evaluation, title: str) -> Figure:
-    """Draw the images of `rows` with the model's predictions and their probabilities."""
+def _grid(
+    path: Path, subset: Subset, rows: torch.Tensor, answers: Evaluation, title: str
+) -> Drawing:
+    """Return a figure of the images of `rows`, with the model's predictions and probabilities."""
     confidence, predicted = answers.logits[rows].softmax(dim=1).max(dim=1)
     classes = subset.task.classes
-    return figures.prediction_grid(
-        subset.take(rows),
-        predicted=[classes[index] for index in predicted],
-        true=[classes[index] for index in subset.labels[rows]],
-        title=title,
-        confidence=confidence.tolist(),
+    grid = (
+        subset.take(rows).numpy(),
+        [classes[index] for index in predicted],
+        [classes[index] for index in subset.labels[rows]],
+        title,
+        confidence.tolist(),
     )
+    return Drawing(path, "prediction_grid", grid)
 
 
 def progress(number: int, epochs: int, metrics: Mapping[str, float], seconds: float) -> str:

@@ -1,15 +1,20 @@
 """Compute tables of a model's predictions: confusion matrix, per-class metrics, calibration."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from sklearn.metrics import classification_report
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
-from torch import Tensor
+
+if TYPE_CHECKING:  # figures are drawn without importing torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

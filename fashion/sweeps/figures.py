@@ -11,7 +11,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from fashion.analysis.style import COLORS, NEUTRAL, PERCENT, WRONG, styled
+from fashion.analysis.colors import COLORS, NEUTRAL, WRONG
+from fashion.analysis.style import PERCENT, styled
 from fashion.settings.metrics import METRICS, described, score
 from fashion.sweeps.plan import Range, Searched
 from fashion.sweeps.trials import TrialResult

@@ -5,12 +5,11 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.data.dataset_source import DatasetSource
 from mlflow.data.dataset_source_registry import get_dataset_source_from_json
@@ -20,8 +19,8 @@ from mlflow.entities import LoggedModelInput, Run
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from PIL import Image
 
-from fashion.analysis import difference, figures, markdown, reproduction, summary, tables
-from fashion.analysis.difference import Difference
+from fashion.analysis import markdown, reproduction, summary, tables
+from fashion.analysis.drawing import Drawing, drawn
 from fashion.analysis.report import Report, note, write_files
 from fashion.analysis.reproduction import Reproduction
 from fashion.data.dataset import Subset
@@ -29,6 +28,11 @@ from fashion.errors import printable
 from fashion.settings.tags import REPRODUCED_TAG
 from fashion.tracking import runs
 from fashion.training.evaluation import Evaluation
+
+if TYPE_CHECKING:  # a training does not import matplotlib
+    from matplotlib.figure import Figure
+
+    from fashion.analysis.difference import Difference
 
 PER_CLASS_ARTIFACT = "per_class.json"
 
@@ -70,26 +74,28 @@ def log_comparison(table: pd.DataFrame) -> str:
     Uses the active run, else the one that `mlflow run` created, else a new one.
     """
     printable = table.astype(dict.fromkeys(table.select_dtypes("datetimetz").columns, str))
-    with _active_or_new_run("comparison") as run_id:
-        mlflow.log_table(printable, "comparison.json")
-        mlflow.log_figure(figures.comparison(table), "comparison.png")
+    with _active_or_new_run("comparison") as run_id, tempfile.TemporaryDirectory() as folder:
+        figure = Path(folder, "comparison.png")
+        with drawn([Drawing(figure, "comparison", (table,))]):
+            mlflow.log_table(printable, "comparison.json")
+        mlflow.log_artifact(str(figure))
     return run_id
 
 
-def log_exploration(table: str, drawn: Mapping[str, Figure]) -> str:
+def log_exploration(table: str, figures: "Mapping[str, Figure]") -> str:
     """Log the table and the figures (by file name) of `explore`; return the run's id.
 
     Uses the active run, else the one that `mlflow run` created, else a new one.
     """
     with _active_or_new_run("explore") as run_id:
         mlflow.log_text(table, "layers.txt")
-        for name, figure in drawn.items():
+        for name, figure in figures.items():
             mlflow.log_figure(figure, name)
     return run_id
 
 
 def log_differences(
-    found: Sequence[Difference], subsets: Sequence[Subset], model_ids: Sequence[str]
+    found: "Sequence[Difference]", subsets: Sequence[Subset], model_ids: Sequence[str]
 ) -> str:
     """Log comparisons of the same two models; return the run's id.
 
@@ -100,6 +106,8 @@ def log_differences(
         subsets: the images of each.
         model_ids: ids of the logged models; those that are empty are left out.
     """
+    from fashion.analysis import difference
+
     with (
         _active_or_new_run(f"diff: {printable(' / '.join(found[0].names))}") as run_id,
         tempfile.TemporaryDirectory() as folder,

@@ -18,10 +18,10 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 from torch import nn
 
 from fashion import advice
-from fashion.analysis import markdown, predictions, summary, tables
+from fashion.analysis import drawing, markdown, predictions, summary, tables
 from fashion.analysis.calibration import fit_temperature
+from fashion.analysis.colors import color_of
 from fashion.analysis.predictions import Predictions
-from fashion.analysis.style import color_of
 from fashion.data.dataset import Dataset, Subset
 from fashion.data.sources import load_for
 from fashion.errors import DataError, SettingError
@@ -424,7 +424,7 @@ def _complete(
         extra |= {**metrics, "best_epoch": final_epoch}
     at = {"step": history.index[-1], "timestamp": epochs[-1]["timestamp"] + 1}
     with tempfile.TemporaryDirectory() as folder:
-        pairs = summary.write_files(
+        pairs, drawings = summary.write_files(
             Path(folder),
             experiment.model,
             recipe.seed,
@@ -436,18 +436,19 @@ def _complete(
         )
         predictions.write(Path(folder, predictions.FILE), answers)
         with store.refusals(f"the trained model is saved; log it with {advice.command('replay')}"):
-            _log_epochs(epochs, logged)
-            model_id = log_model(run, experiment.title, model, dataset.test, test, temperature)
-            _log_final(
-                final,
-                epochs[final_epoch - 1],
-                final_epoch,
-                model_id,
-                validation,
-                dataset.test,
-                at["timestamp"],
-            )
-            mlflow.log_metrics(extra, **at)
+            with drawing.drawn(drawings):
+                _log_epochs(epochs, logged)
+                model_id = log_model(run, experiment.title, model, dataset.test, test, temperature)
+                _log_final(
+                    final,
+                    epochs[final_epoch - 1],
+                    final_epoch,
+                    model_id,
+                    validation,
+                    dataset.test,
+                    at["timestamp"],
+                )
+                mlflow.log_metrics(extra, **at)
             mlflow.log_artifacts(folder)
             log_pictures(run, summary.pictures(Path(folder)))
             log_per_class(run, dataset.test, test)

@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from fashion.analysis import figures, tables
+from fashion.analysis import figures, summary, tables
 from fashion.data.dataset import Dataset, Subset
 from fashion.settings.task import FASHION_MNIST, Task
 
@@ -85,7 +85,7 @@ def test_each_class_has_its_precision_recall_curve_the_hardest_first(
     labels = dataset.test.labels
     logits = torch.nn.functional.one_hot(labels, 10).float()
     logits[labels == 6] = logits[labels == 0][0]
-    axes = figures.precision_recall_curves(labels, logits, CLASSES, "title").axes
+    axes = figures.precision_recall_curves(labels, logits.softmax(dim=1), CLASSES, "title").axes
     titles = [each.get_title(loc="left").split("\n") for each in axes]
     assert sorted(name for name, _ in titles) == sorted(CLASSES)
     assert titles[0][0] == "Shirt"
@@ -157,10 +157,15 @@ def pictures(classes: int, channels: int = 3, each: int = 3) -> Subset:
     return Subset("pictures", images.to(torch.uint8), labels, "", task)
 
 
+def contact_sheet(subset: Subset, each: int = 10) -> Figure:
+    counts = subset.labels.bincount(minlength=len(subset.task.classes)).tolist()
+    return figures.contact_sheet(summary.examples(subset, each), counts, subset.task)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_contact_sheet_shows_the_first_images_of_each_class(channels: int) -> None:
     subset = pictures(4, channels)
-    (axes,) = figures.contact_sheet(subset, each=2).axes
+    (axes,) = contact_sheet(subset, each=2).axes
     (shown,) = axes.get_images()
     # Between them are white gaps of one pixel.
     sheet = torch.from_numpy(shown.get_array().data).view(4, 9, 2, 13, channels)
@@ -191,7 +196,7 @@ def test_figures_of_any_number_of_classes_are_drawn(classes: int) -> None:
     logits = torch.rand(len(labels), classes, generator=torch.Generator().manual_seed(0))
     confusion = tables.confusion_matrix(labels, logits.argmax(dim=1), names)
     figures.confusion_matrix(confusion, "title").draw_without_rendering()
-    curves = figures.precision_recall_curves(labels, logits, names, "title")
+    curves = figures.precision_recall_curves(labels, logits.softmax(dim=1), names, "title")
     curves.draw_without_rendering()
     assert sum(bool(axes.lines) for axes in curves.axes) == min(classes, 20)
-    figures.contact_sheet(pictures(classes)).draw_without_rendering()
+    contact_sheet(pictures(classes)).draw_without_rendering()

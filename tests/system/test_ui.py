@@ -16,7 +16,8 @@ from mlflow.entities import Run
 from playwright.sync_api import Page, expect, sync_playwright
 
 from entrypoints.main import main
-from fashion.analysis import figures, summary
+from fashion.analysis import drawing
+from fashion.analysis.drawing import draw
 from fashion.data import sources
 from fashion.settings.tags import TRIAL_TAG
 from fashion.tracking import views
@@ -69,7 +70,7 @@ def lab(
     invoke: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> tuple[str, dict[str, Run]]:
     """Run main; return the address that it prints, and the runs by name."""
-    monkeypatch.setattr(summary, "figures", figures)
+    monkeypatch.setattr(drawing, "draw", draw)
     if request.config.getoption("--screenshots"):
         dataset = request.getfixturevalue("dataset")
         monkeypatch.setattr(sources, "load_dataset", lambda *_: dataset)

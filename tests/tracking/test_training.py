@@ -17,8 +17,9 @@ from mlflow.entities import Run
 from PIL import Image
 from torch.nn.functional import cross_entropy
 
-from fashion.analysis import figures, predictions, summary, tables
+from fashion.analysis import drawing, predictions, summary, tables
 from fashion.analysis.calibration import fit_temperature
+from fashion.analysis.drawing import draw
 from fashion.analysis.predictions import Predictions
 from fashion.data.dataset import Dataset, to_float
 from fashion.errors import TrackingError
@@ -33,7 +34,7 @@ from fashion.training import evaluation, loop
 @pytest.fixture(scope="module", autouse=True)
 def _drawn_figures() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(summary, "figures", figures)
+        patch.setattr(drawing, "draw", draw)
         yield
 
 
