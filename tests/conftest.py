@@ -19,6 +19,7 @@ import mlflow.store.db.utils
 import pytest
 import sqlalchemy
 from click.testing import CliRunner, Result
+from filelock import FileLock
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
@@ -37,6 +38,8 @@ from tests.processes import Process
 ROOT = Path(__file__).parent.parent
 # What takes longer hangs; a busy machine may take many times as long as a quiet one.
 HANG_SECONDS = 1500
+# The variable that tells processes of their own where it is.
+EMPTY_STORE = "TESTS_EMPTY_STORE"
 # The tracking server's, as if a proxy stood in front of it.
 PUBLIC_NAME = "mlflow.example.org"
 
@@ -151,11 +154,19 @@ def _one_schema() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def _empty_store(_one_schema: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _empty_store(
+    _one_schema: None, tmp_path_factory: pytest.TempPathFactory, worker_id: str
+) -> Path:
     """A database with MLflow's tables and no runs; making one takes seconds, copying it none."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow.set_tracking_uri(f"sqlite:///{path}")
-    mlflow.search_experiments()
+    folder = tmp_path_factory.getbasetemp()
+    if worker_id != "master":  # one for all workers, whose folders lie side by side
+        folder = folder.parent
+    path = folder / "empty.db"
+    with FileLock(folder / "empty.lock"):
+        if not path.exists():
+            mlflow.set_tracking_uri(f"sqlite:///{path}")
+            mlflow.search_experiments()
+    os.environ[EMPTY_STORE] = str(path)
     return path
 
 

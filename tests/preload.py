@@ -1,6 +1,7 @@
 """Import what the commands import, and what that imports late, by running one."""
 
 import os
+import shutil
 import sys
 import tempfile
 from contextlib import chdir, redirect_stdout
@@ -23,7 +24,10 @@ for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
 sys.argv[0] = train.__file__
 
 with tempfile.TemporaryDirectory() as folder, chdir(folder), redirect_stdout(None):
-    os.environ["FASHION_STATE_DIR"] = folder
+    if "TESTS_EMPTY_STORE" in os.environ:
+        shutil.copy(os.environ["TESTS_EMPTY_STORE"], "mlflow.db")
+    os.environ |= {"FASHION_STATE_DIR": folder, "MLFLOW_EXPERIMENT_NAME": "preload"}
     mlflow.set_tracking_uri("sqlite:///mlflow.db")
     train.train(["--model", "baseline", "--epochs", "1"], standalone_mode=False)
     mlflow.set_tracking_uri(None)
+    del os.environ["MLFLOW_EXPERIMENT_NAME"]

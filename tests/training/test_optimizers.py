@@ -49,6 +49,17 @@ def test_a_cosine_falls_to_zero() -> None:
     assert found[-1] < 0.001
 
 
+@pytest.mark.parametrize("momentum", [0, 0.5])
+def test_one_cycle_is_of_the_rate_alone(momentum: float) -> None:
+    recipe = Recipe(epochs=2, schedule="one-cycle", warmup_epochs=1, momentum=momentum)
+    (optimizer,) = optimizers.make_optimizers(nn.Linear(1, 1), recipe)
+    schedule = optimizers.make_schedule(optimizer, recipe, 5)
+    for _ in range(10):
+        assert optimizer.param_groups[0]["momentum"] == momentum
+        optimizer.step()
+        schedule.step()
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_warm_up_rises_to_the_greatest_rate(schedule: str) -> None:
     found = rates(Recipe(epochs=4, lr=0.1, schedule=schedule, warmup_epochs=0.5), 20)
@@ -135,18 +146,20 @@ def test_muon_takes_orthogonal_steps_on_hidden_filters_alone(layout: torch.memor
             torch.testing.assert_close(taken, torch.ones_like(taken), rtol=0.05, atol=0.05)
 
 
-@pytest.mark.parametrize("shape", [(10, 40), (40, 10), (16, 16)])
-def test_muon_is_torchs_muon_but_for_rounding(shape: tuple[int, int]) -> None:
+def test_muon_is_torchs_muon_but_for_rounding() -> None:
     torch.manual_seed(0)
-    ours, torchs = (nn.Parameter(torch.ones(shape)) for _ in range(2))
+    shapes = [(10, 40), (40, 10), (16, 16), (10, 40)]
+    ours, torchs = ([nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
     settings = {"lr": 0.01, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
-    one, other = optimizers.BatchedMuon([ours], **settings), torch.optim.Muon([torchs], **settings)
+    one, other = optimizers.BatchedMuon(ours, **settings), torch.optim.Muon(torchs, **settings)
     for _ in range(5):
-        ours.grad = torchs.grad = torch.randn(shape)
+        for mine, theirs in zip(ours, torchs, strict=True):
+            mine.grad = theirs.grad = torch.randn(mine.shape)
         one.step()
         other.step()
-    torch.testing.assert_close(ours, torchs, rtol=0, atol=0.002)
-    assert not torch.allclose(ours, torch.ones(shape), rtol=0, atol=0.01)
+    for mine, theirs in zip(ours, torchs, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0.002)
+        assert not torch.allclose(mine, torch.ones_like(mine), rtol=0, atol=0.01)
 
 
 def test_frozen_epochs_train_the_last_layer_alone(small: Dataset) -> None:
