@@ -54,6 +54,8 @@ def start_sweep(start: Callable[..., Process], space_file: Path) -> Callable[...
     """Return a function that starts a sweep in a process of its own."""
     # The command must find out itself that Ray is not to start workers by uv.
     environment = {name: os.environ[name] for name in os.environ if "UV_RUN" not in name}
+    # Ray's workers give way to everything else: beside other work they would hardly start.
+    environment["RAY_worker_niceness"] = "0"
 
     def start_sweep(*arguments: str, **env: str) -> Process:
         return start("sweep", *arguments, env=environment | env)
