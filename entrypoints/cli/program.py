@@ -32,12 +32,9 @@ def run(command: click.Command, **options: Any) -> None:
     atexit.register(leave)
     try:
         command.main(**options)
-    except SystemExit as stop:
-        if isinstance(stop.code, str):
-            atexit.unregister(leave)  # Python prints it
-        else:
+    except BaseException as stop:
+        if isinstance(stop, SystemExit) and isinstance(stop.code, int | None):
             status = stop.code or 0
-        raise
-    except BaseException:
-        atexit.unregister(leave)  # Python has words and exit codes of its own for it
+        else:
+            atexit.unregister(leave)  # Python has words and exit codes of its own for it
         raise
