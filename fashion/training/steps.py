@@ -71,6 +71,7 @@ class Steps:
             enabled=recipe.precision == "bfloat16",
         )
         self.update: Callable[[Tensor, Tensor], Tensor] = self._update
+        # Several processes wait for each other at each step, which a recording cannot.
         if device.type == "cuda" and self.workers == 1:
             generator = self.augment.draws.generator
             parameters = list(model.parameters())
