@@ -139,8 +139,8 @@ def make_schedule(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) ->
     """Return the schedule of `recipe`, to be stepped after each optimisation step.
 
     After a linear warm-up of `recipe.warmup_epochs` the rate is constant or decays to zero along
-    half a cosine. "one-cycle" (Smith and Topin, arXiv:1708.07120) uses a cosine warm-up instead, and
-    lowers the momentum (beta1 of Adam) from 0.95 to 0.85 while the rate rises; not that of SGD
+    half a cosine. "one-cycle" (Smith and Topin, arXiv:1708.07120) uses a cosine warm-up instead,
+    and lowers the momentum (beta1 of Adam) from 0.95 to 0.85 while the rate rises; not that of SGD
     without momentum, nor on a CUDA GPU, where steps are recorded with one momentum.
     """
     total = recipe.epochs * steps_per_epoch
