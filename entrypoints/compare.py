@@ -49,7 +49,7 @@ def compare(
     if group and latest_per_model:
         raise click.UsageError("--group and --latest-per-model are mutually exclusive.")
     from fashion.analysis import comparison
-    from fashion.tracking import query, records, store, views
+    from fashion.tracking import query, store, views
 
     store.connect()
     asked = Query(experiments, filter_string, models, metric, top, latest_per_model)
@@ -63,6 +63,8 @@ def compare(
     if not output and "run_id" in table and len(table):
         click.echo(views.advice(table["run_id"].iloc[0]), err=True)
     if log:
+        from fashion.tracking import records  # imports torch, which takes seconds
+
         click.echo(f"Logged to run {records.log_comparison(table)}", err=True)
 
 

@@ -111,20 +111,6 @@ def write_predictions(
     return pairs, drawings
 
 
-# Of the files of `write_files`, those to compare across runs; by key of the UI's image grid.
-PICTURES = {
-    "confusion matrix": "confusion_matrix.png",
-    "predictions": "predictions.png",
-    "surest mistakes": "confidently_wrong.png",
-}
-
-
-def pictures(folder: Path) -> dict[str, Path]:
-    """Return which pictures in the folder of `write_files` to compare across runs, by name."""
-    paths = {key: folder / name for key, name in PICTURES.items()}
-    return {key: path for key, path in paths.items() if path.exists()}
-
-
 def _grid(
     path: Path, subset: Subset, rows: torch.Tensor, answers: Evaluation, title: str
 ) -> Drawing:

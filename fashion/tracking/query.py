@@ -20,7 +20,7 @@ from fashion.settings.comparison import Query
 from fashion.settings.experiment import LOGGED, OPTIONS
 from fashion.settings.metrics import METRICS
 from fashion.settings.tags import ENVIRONMENT_TAGS, MODEL_TAG
-from fashion.tracking import models, search
+from fashion.tracking import search
 
 # Columns of parameters are in the order of their declaration.
 PARAMS = [name for name in LOGGED if name != "model"]
@@ -129,7 +129,11 @@ def model_uri(text: str) -> str:
         CompareError: no run, or more than one, has such an id.
         RegistryError: the run logged no model.
     """
-    return models.model_uri(run(text)) if re.fullmatch(RUN_ID, text) else text
+    if not re.fullmatch(RUN_ID, text):
+        return text
+    from fashion.tracking import models  # imports torch, which takes seconds
+
+    return models.model_uri(run(text))
 
 
 def run(beginning: str) -> Run:

@@ -19,8 +19,9 @@ from mlflow.entities import LoggedModelInput, Run
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from PIL import Image
 
-from fashion.analysis import markdown, reproduction, summary, tables
+from fashion.analysis import markdown, reproduction, tables
 from fashion.analysis.drawing import Drawing, drawn
+from fashion.analysis.pictures import to_compare
 from fashion.analysis.report import Report, note, write_files
 from fashion.analysis.reproduction import Reproduction
 from fashion.data.dataset import Subset
@@ -151,7 +152,7 @@ def log_report(report: Report, model_id: str, files: Sequence[Path], folder: str
         write_files(Path(written), report, files)
         mlflow.log_artifacts(written)
         run = mlflow.get_run(run_id)
-        log_pictures(run, summary.pictures(Path(written)))
+        log_pictures(run, to_compare(Path(written)))
         log_per_class(run, report.subset, report.answers)
         mlflow.set_tag(MLFLOW_RUN_NOTE, note(report, run_id))
     return run_id

@@ -21,6 +21,7 @@ from fashion import advice
 from fashion.analysis import drawing, markdown, predictions, summary, tables
 from fashion.analysis.calibration import fit_temperature
 from fashion.analysis.colors import color_of
+from fashion.analysis.pictures import to_compare
 from fashion.analysis.predictions import Predictions
 from fashion.data.dataset import Dataset, Subset
 from fashion.data.sources import load_for
@@ -450,7 +451,7 @@ def _complete(
                 )
                 mlflow.log_metrics(extra, **at)
             mlflow.log_artifacts(folder)
-            log_pictures(run, summary.pictures(Path(folder)))
+            log_pictures(run, to_compare(Path(folder)))
             log_per_class(run, dataset.test, test)
             text = summary.note(
                 experiment.model,

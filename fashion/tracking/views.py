@@ -24,7 +24,7 @@ from mlflow.utils.mlflow_tags import (
     MLFLOW_RUN_NOTE,
 )
 
-from fashion.analysis.summary import PICTURES
+from fashion.analysis.pictures import PICTURES
 from fashion.settings.experiment import OPTIONS
 from fashion.settings.metrics import DEFAULT_METRIC
 from fashion.settings.tags import MODEL_TAG, TRIAL_TAG

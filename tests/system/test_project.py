@@ -177,3 +177,12 @@ def test_no_module_has_side_effects_on_import(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "None"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_are_compared_without_importing_what_trains() -> None:
+    modules = "fashion.analysis.comparison, fashion.tracking.query, fashion.tracking.views"
+    code = f"import sys, {modules}; print(*{{'torch', 'sklearn', 'matplotlib'}} & {{*sys.modules}})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True, text=True
+    )
+    assert done.stdout.strip() == ""

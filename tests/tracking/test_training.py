@@ -17,9 +17,10 @@ from mlflow.entities import Run
 from PIL import Image
 from torch.nn.functional import cross_entropy
 
-from fashion.analysis import drawing, predictions, summary, tables
+from fashion.analysis import drawing, predictions, tables
 from fashion.analysis.calibration import fit_temperature
 from fashion.analysis.drawing import draw
+from fashion.analysis.pictures import PICTURES
 from fashion.analysis.predictions import Predictions
 from fashion.data.dataset import Dataset, to_float
 from fashion.errors import TrackingError
@@ -191,7 +192,7 @@ def test_its_pictures_can_be_seen_beside_those_of_other_runs(run: Run) -> None:
     images = mlflow.artifacts.list_artifacts(run_id=run.info.run_id, artifact_path="images")
     keys = [Path(image.path).name.split("+")[0] for image in images]
     # Each as PNG, and small as WebP.
-    assert sorted(keys) == sorted([*summary.PICTURES] * 2)
+    assert sorted(keys) == sorted([*PICTURES] * 2)
     assert run.data.tags["mlflow.loggedImages"] == "True"
 
 
