@@ -7,6 +7,7 @@ before it has imported them can still say why in that run.
 """
 
 import os
+import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -43,12 +44,22 @@ def describe(run_id: str, entry_point: str, printed: str) -> None:
     from mlflow import MlflowClient
     from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
-    from fashion.tracking.runs import is_generated
-
     client = MlflowClient()
     client.set_tag(run_id, MLFLOW_RUN_NOTE, f"```text\n{printed}\n```\n")
     if is_generated(client.get_run(run_id).info.run_name or ""):
         client.update_run(run_id, name=entry_point)
+
+
+def is_generated(name: str) -> bool:
+    """Return whether MLflow made up the name of a run, such as bold-shrew-123."""
+    from mlflow.utils import name_utils
+
+    words = re.fullmatch(r"([a-z]+)-([a-z]+)-\d*", name)
+    return not name or (
+        words is not None
+        and words[1] in name_utils._GENERATOR_PREDICATES
+        and words[2] in name_utils._GENERATOR_NOUNS
+    )
 
 
 def restore_killed_later(run_id: str) -> None:

@@ -1,7 +1,6 @@
 """Open and close MLflow runs as FINISHED, FAILED or KILLED."""
 
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -11,7 +10,6 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, RunStatus
 from mlflow.environment_variables import MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT
 from mlflow.exceptions import MlflowException
-from mlflow.utils import name_utils
 from mlflow.utils.mlflow_tags import (
     MLFLOW_PARENT_RUN_ID,
     MLFLOW_PROJECT_ENTRY_POINT,
@@ -25,6 +23,7 @@ from fashion.tracking import checkpoint
 from fashion.tracking.launcher import (
     INTERRUPTED,
     VARIABLE,
+    is_generated,
     restore_killed_later,
     unopened_run,
 )
@@ -128,16 +127,6 @@ def _unused(run_id: str, name: str | None) -> str | None:
             " --run-id"
         )
     return name if is_generated(run.info.run_name or "") else run.info.run_name
-
-
-def is_generated(name: str) -> bool:
-    """Return whether MLflow made up the name of a run, such as bold-shrew-123."""
-    words = re.fullmatch(r"([a-z]+)-([a-z]+)-\d*", name)
-    return not name or (
-        words is not None
-        and words[1] in name_utils._GENERATOR_PREDICATES
-        and words[2] in name_utils._GENERATOR_NOUNS
-    )
 
 
 def _end(run_id: str, status: int) -> None:
