@@ -33,13 +33,11 @@ from fashion.settings.task import FASHION_MNIST
 from fashion.tracking import training
 from fashion.training.kernels.compile import KernelError, library
 from tests import blank
-from tests.processes import Process
+from tests.processes import EMPTY_STORE, Process
 
 ROOT = Path(__file__).parent.parent
 # What takes longer hangs; a busy machine may take many times as long as a quiet one.
 HANG_SECONDS = 1500
-# The variable that tells processes of their own where it is.
-EMPTY_STORE = "TESTS_EMPTY_STORE"
 # The tracking server's, as if a proxy stood in front of it.
 PUBLIC_NAME = "mlflow.example.org"
 

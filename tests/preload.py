@@ -12,6 +12,7 @@ import torch
 from entrypoints import train
 from fashion.analysis import drawing
 from tests import blank
+from tests.processes import EMPTY_STORE
 
 drawing.draw, drawing.start = blank.draw, lambda: None
 # A pool of threads would not outlive a fork.
@@ -24,8 +25,8 @@ for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
 sys.argv[0] = train.__file__
 
 with tempfile.TemporaryDirectory() as folder, chdir(folder), redirect_stdout(None):
-    if "TESTS_EMPTY_STORE" in os.environ:
-        shutil.copy(os.environ["TESTS_EMPTY_STORE"], "mlflow.db")
+    if EMPTY_STORE in os.environ:
+        shutil.copy(os.environ[EMPTY_STORE], "mlflow.db")
     os.environ |= {"FASHION_STATE_DIR": folder, "MLFLOW_EXPERIMENT_NAME": "preload"}
     mlflow.set_tracking_uri("sqlite:///mlflow.db")
     train.train(["--model", "baseline", "--epochs", "1"], standalone_mode=False)

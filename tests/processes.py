@@ -19,6 +19,9 @@ import torch
 
 from fashion.errors import FashionError
 
+# The variable that tells the process of `preload` where a store without runs is.
+EMPTY_STORE = "TESTS_EMPTY_STORE"
+
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.preload"])
 

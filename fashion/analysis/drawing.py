@@ -4,6 +4,7 @@ A run's figures take as long as logging its model, and each of the two keeps one
 """
 
 import atexit
+import os
 import pickle
 import subprocess
 import sys
@@ -45,9 +46,10 @@ _started: list[Any] = []
 def start() -> None:
     """Start the process that is going to draw, so that it imports matplotlib while others import.
 
-    It ends with this one, and does not hear a Ctrl-C at the terminal.
+    It ends with this one, and does not hear a Ctrl-C at the terminal. Of the processes of torchrun
+    only the first draws.
     """
-    if not _started:
+    if not _started and os.environ.get("RANK", "0") == "0":
         process = subprocess.Popen(
             [sys.executable, "-m", __name__],
             stdin=subprocess.PIPE,

@@ -15,11 +15,9 @@ from fashion.analysis import tables
 from fashion.analysis.colors import COLORS, NEUTRAL, RIGHT, WRONG, color_of
 from fashion.analysis.paired import wilson
 from fashion.analysis.style import PERCENT, epoch_axis, literal, log_axis, styled
-from fashion.analysis.tables import expected_calibration_error
+from fashion.analysis.tables import MOST_CLASSES, expected_calibration_error
 from fashion.settings.task import Task
 
-# Classes that a figure has room for.
-MOST_CLASSES = 20
 # Characters of a class that fit above an image.
 CAPTION = 24
 
@@ -148,21 +146,19 @@ def prediction_grid(
 def contact_sheet(
     examples: Sequence[NDArray[np.uint8]], counts: Sequence[int], task: Task
 ) -> Figure:
-    """Draw images of each class, with the number of all its images.
-
-    Of more classes than `MOST_CLASSES`, the first are drawn.
+    """Draw images of each class, or of the first, with the number of all its images.
 
     Args:
-        examples: of each class, images (N, channels, height, width).
-        counts: numbers of images.
+        examples: of each class to draw, images (N, channels, height, width).
+        counts: numbers of images of all classes.
         task: the classes and the shape.
     """
     channels, height, width = task.shape
-    rows, each = min(len(task.classes), MOST_CLASSES), max(map(len, examples))
+    rows, each = len(examples), max(1, *map(len, examples))
     # One picture with white gaps, as many axes would take matplotlib seconds.
     gap = 1 + max(height, width) // 16
     sheet = np.full((rows, height + gap, each, width + gap, channels), 255, dtype=np.uint8)
-    for row, found in zip(sheet, examples, strict=False):
+    for row, found in zip(sheet, examples, strict=True):
         row[:height, : len(found), :width] = found.transpose(2, 0, 3, 1)
     shape = rows * (height + gap), each * (width + gap)
     figure = Figure(figsize=(10, 0.5 + 8.3 * shape[0] / shape[1]), layout="constrained")

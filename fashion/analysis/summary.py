@@ -57,10 +57,13 @@ def write_files(
 
 
 def examples(subset: Subset, each: int = 10) -> list[NDArray[np.uint8]]:
-    """Return the first images of each class: uint8, shape (N, channels, height, width)."""
+    """Return the first images of each class that a figure has room for.
+
+    Each is uint8, shape (N, channels, height, width).
+    """
     return [
         subset.take((subset.labels == label).nonzero().squeeze(1)[:each]).numpy()
-        for label in range(len(subset.task.classes))
+        for label in range(min(len(subset.task.classes), tables.MOST_CLASSES))
     ]
 
 

@@ -16,6 +16,9 @@ from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 if TYPE_CHECKING:  # figures are drawn without importing torch
     from torch import Tensor
 
+# Classes that a figure has room for.
+MOST_CLASSES = 20
+
 
 @dataclass(frozen=True)
 class ConfusedPair:
