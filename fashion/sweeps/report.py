@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
+from fashion import advice
 from fashion.settings.metrics import DEFAULT_METRIC, METRICS, score
 from fashion.settings.option import as_typed
 from fashion.sweeps import figures as draw
@@ -65,7 +66,8 @@ def command(config: Mapping[str, Any]) -> str:
     parameters = [
         f"-P {shlex.quote(f'{name}={as_typed(value)}')}" for name, value in config.items()
     ]
-    return " \\\n  ".join(["mlflow run . -e train --env-manager local", *parameters])
+    train = " ".join(["mlflow run . -e train", *advice.environment_manager()])
+    return " \\\n  ".join([train, *parameters])
 
 
 def figures(

@@ -389,12 +389,19 @@ def test_if_all_trials_failed_the_reasons_are_said() -> None:
         report.best([*failed])
 
 
-def test_the_best_trials_command_can_be_pasted_into_a_shell() -> None:
+@pytest.mark.parametrize(("built_by_uv", "manager"), [(False, "local"), (True, "uv")])
+def test_the_best_trials_command_can_be_pasted_into_a_shell(
+    monkeypatch: pytest.MonkeyPatch, built_by_uv: bool, manager: str
+) -> None:
+    monkeypatch.delenv("CONDA_PREFIX", raising=False)
+    environments = Path(sys.prefix).parent if built_by_uv else ROOT / "elsewhere"
+    monkeypatch.setenv("MLFLOW_ENV_ROOT", str(environments))
     config = {"augment": "flip, shift", "pretrained": "it's $HOME;", "lr": 1e-5, "tta": True}
     script = f"mlflow() {{ printf '%s|' \"$@\"; }}; {report.command(config)}"
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == (
-        "run|.|-e|train|--env-manager|local|-P|augment=flip, shift|-P|pretrained=it's $HOME;|"
+        f"run|.|-e|train|--env-manager|{manager}|-P|augment=flip, shift|"
+        "-P|pretrained=it's $HOME;|"
         "-P|lr=1e-05|-P|tta=true|"
     )
 
