@@ -49,7 +49,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--screenshots", help="Folder for pictures of MLflow's UI.")
 
 
-@pytest.fixture(params=["few", pytest.param("many", marks=pytest.mark.slow)])
+@pytest.fixture(params=["few", pytest.param("many", marks=pytest.mark.slow(seconds=150))])
 def rounds(request: pytest.FixtureRequest) -> int:
     """How often to try a fault that strikes at random."""
     return 2 if request.param == "few" else request.config.getoption("rounds")
@@ -57,12 +57,20 @@ def rounds(request: pytest.FixtureRequest) -> int:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run long tests first, so that no worker is left with one when the others have ended."""
-    items.sort(key=lambda item: not _is_long(item.nodeid))
+    """Run the longest tests first, so that no worker is left with one when others have ended."""
+    items.sort(key=_seconds, reverse=True)
+
+
+def _seconds(item: pytest.Item) -> float:
+    """Return about how long a test takes."""
+    slow = item.get_closest_marker("slow")
+    if slow is not None:
+        return slow.kwargs.get("seconds", 30)
+    return 10 if _is_long(item.nodeid) else 1
 
 
 def _is_long(nodeid: str) -> bool:
-    return "/system/" in nodeid or "/sweeps/" in nodeid
+    return any(part in nodeid for part in ("/system/", "/sweeps/", "/test_sanitizers.py"))
 
 
 class Scheduling(LoadScopeScheduling):

@@ -119,7 +119,7 @@ def artifact(run: Run, name: str) -> Path:
     ("search", "number"),
     [
         ("optuna", signal.SIGTERM),
-        pytest.param("random", signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param("random", signal.SIGKILL, marks=pytest.mark.slow(seconds=70)),
     ],
 )
 def test_a_sweep_goes_on_after_its_process_was_killed(
@@ -159,7 +159,7 @@ def cluster() -> Iterator[Cluster]:
     cluster.shutdown()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=110)
 def test_no_trial_of_a_grid_is_lost_with_a_node(
     start_sweep: Callable[..., Process], space_file: Path, cluster: Cluster
 ) -> None:
@@ -188,7 +188,7 @@ def trials_on(node: str) -> set[str]:
     return {run.info.run_id for run in found if run.info.status == "RUNNING"}
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=70)
 def test_failed_trials_are_tried_again_and_then_accounted_for(
     store: Path, small: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,7 +25,7 @@ def finish(process: Process) -> str:
     ("store", "trainings", "registrations"),
     [
         ("server", 2, 2),
-        pytest.param("server", 8, 4, marks=pytest.mark.slow),
+        pytest.param("server", 8, 4, marks=pytest.mark.slow(seconds=100)),
         pytest.param("sqlite", 8, 4, marks=pytest.mark.slow),
     ],
 )

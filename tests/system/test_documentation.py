@@ -62,7 +62,7 @@ def test_every_command_is_executed_here_or_elsewhere() -> None:
     assert [each for each in others if not each.startswith(tuple(ELSEWHERE))] == []
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=130)
 def test_a_person_who_types_them_all_sees_no_error(
     invoke: Callable[..., Result],
     store: Path,

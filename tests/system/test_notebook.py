@@ -59,7 +59,7 @@ def test_the_kept_outputs_are_of_one_run_of_all_cells() -> None:
     assert PATH.stat().st_size < MOST_BYTES
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=110)
 def test_the_notebook_runs_to_its_check_and_leaves_only_its_store(
     tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

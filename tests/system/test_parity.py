@@ -33,7 +33,7 @@ def test_another_seed_gives_other_weights(small: Dataset) -> None:
         assert_same_weights(model, lab.model)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=300)
 def test_the_full_recipe_gives_the_labs_weights(dataset: Dataset) -> None:
     training, _ = dataset.split(0)
     model = catalogue.build("cnn", seed=42)

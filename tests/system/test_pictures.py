@@ -242,7 +242,7 @@ def test_a_setting_that_does_not_fit_the_data_is_one_line(
     assert mlflow.search_runs(output_format="list") == []
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=140)
 def test_photographs_of_the_garments_are_as_good_as_the_garments(
     store: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,7 +88,7 @@ def logits(train_small: Callable[..., str], small: Dataset) -> NDArray[np.float3
     return answers
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=100)
 @pytest.mark.skipif(shutil.which("uv") is None, reason="uv is not on PATH")
 def test_the_champion_needs_nothing_but_the_packages_it_pins(
     images: NDArray[np.float32], logits: NDArray[np.float32], tmp_path: Path

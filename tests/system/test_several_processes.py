@@ -30,7 +30,7 @@ def assert_one_run_of_two(run: Run, epochs: int) -> None:
     assert checkpoint.unfinished() == []
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=140)
 def test_stopped_together_they_go_on_together_as_one_run_for_each_seed(
     start: Callable[..., Process], command: Callable[..., Any]
 ) -> None:
@@ -65,7 +65,7 @@ def test_stopped_together_they_go_on_together_as_one_run_for_each_seed(
     assert done.stderr == ""
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=60)
 def test_two_machines_are_one_run(dataset: Dataset, store: Path) -> None:
     """Each with a torchrun of its own, that meet at an address."""
     with socket.socket() as free:

@@ -339,7 +339,7 @@ def test_an_interruption_while_it_is_deleted_leaves_nothing(
     assert not list(temporary.iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=200)
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(shutil.which("uv") is None, reason="uv is not on PATH")
 def test_a_clone_reproduces_what_it_has_trained(

@@ -24,7 +24,7 @@ FEW_SHAPES = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=90)
 @pytest.mark.usefixtures("native_kernels")
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_no_access_out_of_bounds(capability: str, tmp_path: Path) -> None:
