@@ -288,6 +288,7 @@ def _table(found: Sequence[Run]) -> pd.DataFrame:
             for run in found
         ],
         columns=["model", *PARAMS],
+        dtype=object,
     ).fillna(NEWER)
     attributes = pd.DataFrame(
         [

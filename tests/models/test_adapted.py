@@ -119,7 +119,7 @@ def test_what_cannot_take_small_images_is_refused(name: str) -> None:
 
 
 def test_a_run_can_be_loaded_and_rebuilt(store: Path, small: Dataset, weights: Path) -> None:
-    few = Dataset(head(small.train, 320), head(small.test, 100), small.directory)
+    few = Dataset(head(small.train, 96), head(small.test, 100), small.directory)
     recipe, architecture = Recipe(epochs=1, lr=0.01), Architecture(pretrained=str(weights))
     run_id = training.train(
         Experiment(RESNET, architecture=architecture, val_size=0, device="cpu", recipe=recipe), few

@@ -105,7 +105,7 @@ def damaged(content: bytes, damage: tuple) -> bytes:
     return content[:position] + bytes([content[position] ^ bits]) + content[position + 1 :]
 
 
-@settings(bounded, max_examples=40)
+@settings(bounded, max_examples=20)
 @example(("flip", 2, 8), False)  # the magic number: another type
 @example(("flip", 3, 2), False)  # another number of dimensions
 @example(("flip", 7, 1), False)  # a wrong count
@@ -129,12 +129,9 @@ def test_a_damaged_dataset_is_never_read(
         assert read.train.labels.bincount().tolist() == [6000] * 10
 
 
-@pytest.mark.parametrize("layers", [1, 2])
-def test_a_bomb_is_not_unpacked(with_labels: Callable[[bytes, str], Path], layers: int) -> None:
-    bomb = bytes(2**29)
-    for _ in range(layers):
-        bomb = gzip.compress(bomb, 9 if len(bomb) < 2**24 else 1)
-    directory = with_labels(bomb, ".gz")
+def test_a_bomb_is_not_unpacked(with_labels: Callable[[bytes, str], Path]) -> None:
+    member = gzip.compress(bytes(2**24))
+    directory = with_labels(member * 32, ".gz")
     assert growth_of_the_peak(load_dataset, str(directory)) < 250
 
 

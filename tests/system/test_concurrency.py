@@ -21,25 +21,17 @@ def finish(process: Process) -> str:
     return output
 
 
-@pytest.mark.parametrize(
-    ("store", "trainings", "registrations"),
-    [
-        ("server", 2, 2),
-        pytest.param("server", 8, 4, marks=pytest.mark.slow(seconds=100)),
-        pytest.param("sqlite", 8, 4, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow(seconds=100)  # test_shared_server.py has two trainings at once at a server
+@pytest.mark.parametrize("store", ["server", "sqlite"])
 def test_nothing_is_lost_between_processes_at_one_store(
     dataset: Dataset,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
     store: str,
-    trainings: int,
-    registrations: int,
 ) -> None:
     """They start on a database without tables, or at a server on PostgreSQL."""
-    name = f"{trainings}-at-once"
+    name, trainings, registrations = "at-once", 8, 4
     variables = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}"}
     if store == "server":
         server: TrackingServer = request.getfixturevalue("tracking_server")

@@ -246,7 +246,7 @@ def test_a_setting_that_does_not_fit_the_data_is_one_line(
 def test_photographs_of_the_garments_are_as_good_as_the_garments(
     store: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = replace(dataset, train=head(dataset.train, 10_000))
+    small = replace(dataset, train=head(dataset.train, 6_000), test=head(dataset.test, 3_000))
     monkeypatch.setattr(fashion_mnist, "load", lambda _: small)
     write_photographs(store / "garments" / "train", small.train)
     write_photographs(store / "garments" / "test", small.test)

@@ -135,37 +135,38 @@ def test_the_task_of_a_model_is_in_its_metadata() -> None:
     assert archive.task_of(str(folder)) == models.load_calibrated(str(folder)).task == task
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("name", ""),
-        ("title", None),
-        ("title", ["Toys"]),
-        ("classes", ["ant"]),
-        ("classes", ["ant", "ant"]),
-        ("classes", ["ant", 3]),
-        ("classes", "ants"),
-        ("shape", [20, 30]),
-        ("shape", [3, 20, True]),
-        ("shape", [2, 20, 20]),
-        ("shape", [3, 0, 20]),
-        ("shape", [3, 100_000, 100_000]),
-        ("shape", "1x28x28"),
-        ("extract", 1),
-        ("mean", ["a"]),
-        ("std", [float("nan")]),
-        ("std", 1),
-    ],
-)
+NO_TASKS = [
+    ("name", ""),
+    ("title", None),
+    ("title", ["Toys"]),
+    ("classes", ["ant"]),
+    ("classes", ["ant", "ant"]),
+    ("classes", ["ant", 3]),
+    ("classes", "ants"),
+    ("shape", [20, 30]),
+    ("shape", [3, 20, True]),
+    ("shape", [2, 20, 20]),
+    ("shape", [3, 0, 20]),
+    ("shape", [3, 100_000, 100_000]),
+    ("shape", "1x28x28"),
+    ("extract", 1),
+    ("mean", ["a"]),
+    ("std", [float("nan")]),
+    ("std", 1),
+]
+
+
 @pytest.mark.usefixtures("store")
-def test_a_task_that_is_none_is_refused_in_one_line(name: str, value: object) -> None:
+def test_a_task_that_is_none_is_refused_in_one_line(subtests: pytest.Subtests) -> None:
     folder = log_linear()
-    describe(folder, **TOYS | {name: value})
-    for read in (archive.task_of, models.load):
-        with pytest.raises(RegistryError) as refused:
-            read(str(folder))
-        assert f"its metadata has no valid {name} of a task" in str(refused.value)
-        assert len(str(refused.value).splitlines()) == 1
+    for name, value in NO_TASKS:
+        describe(folder, **TOYS | {name: value})
+        with subtests.test(name, value=value):
+            for read in (archive.task_of, models.load):
+                with pytest.raises(RegistryError) as refused:
+                    read(str(folder))
+                assert f"its metadata has no valid {name} of a task" in str(refused.value)
+                assert len(str(refused.value).splitlines()) == 1
 
 
 @pytest.mark.usefixtures("store")

@@ -111,21 +111,30 @@ def test_an_alias_and_a_path_in_a_run_name_the_run_that_logged_the_model(
     loaded.assert_any_call(f"models:/{MODEL_NAME}/1")
 
 
-@pytest.mark.parametrize("damage", ["deleted", "truncated", "of other images"])
 def test_a_model_whose_predictions_are_lost_is_evaluated_once(
-    train_small: Callable[..., str], compare: Callable[..., Result], loaded: Mock, damage: str
+    train_small: Callable[..., str],
+    compare: Callable[..., Result],
+    loaded: Mock,
+    subtests: pytest.Subtests,
 ) -> None:
     a, b = train_small(), train_small("nonlinear")
-    if damage == "deleted":
-        kept(a).unlink()
-    elif damage == "of other images":
-        move_to_other_images(a, "validation")
-    else:
-        kept(a).write_bytes(kept(a).read_bytes()[:100])
-    assert compare(a, b).exit_code == 0
-    loaded.assert_called_once_with(uri(a))
-    assert logged().data.metrics["val_a_accuracy"] == pytest.approx(accuracy(a, "val"))
-    assert logged().data.metrics["test_a_accuracy"] == pytest.approx(accuracy(a, "test"))
+    content = kept(a).read_bytes()
+    for damage in ("deleted", "truncated", "of other images"):
+        with subtests.test(damage):
+            kept(a).write_bytes(content)
+            if damage == "deleted":
+                kept(a).unlink()
+            elif damage == "of other images":
+                move_to_other_images(a, "validation")
+            else:
+                kept(a).write_bytes(content[:100])
+            loaded.reset_mock()
+            assert compare(a, b).exit_code == 0
+            loaded.assert_called_once_with(uri(a))
+            run = logged()
+            assert run.data.metrics["val_a_accuracy"] == pytest.approx(accuracy(a, "val"))
+            assert run.data.metrics["test_a_accuracy"] == pytest.approx(accuracy(a, "test"))
+            MlflowClient().delete_run(run.info.run_id)
 
 
 def test_a_model_in_a_folder_is_compared_on_test_images_only(

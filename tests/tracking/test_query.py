@@ -342,11 +342,15 @@ MAY_DIFFER = {
 }
 
 
-@pytest.mark.parametrize("name", LOGGED)
-def test_runs_that_differ_in_what_decides_a_result_are_other_groups(name: str) -> None:
-    for seed, value in ((0, "8"), (1, "9")):
-        log_run(**{"seed": seed, name: value}, metrics={"val_accuracy": 0.5})
-    assert list(shown("--group")["n"]) == ([2] if name in MAY_DIFFER else [1, 1])
+def test_runs_that_differ_in_what_decides_a_result_are_other_groups() -> None:
+    for name in LOGGED:
+        for seed, value in ((0, "8"), (1, "9")):
+            # Named like a model, settings do not mix.
+            log_run(**{"model": name, "seed": seed, name: value}, metrics={"val_accuracy": 0.5})
+    groups = shown("--group", "--top", "1000").groupby("model")["n"].apply(list).to_dict()
+    assert (groups.pop("8"), groups.pop("9")) == ([1], [1])  # where the models differ
+    others = [name for name in LOGGED if name != "model"]
+    assert groups == {name: [2] if name in MAY_DIFFER else [1, 1] for name in others}
 
 
 @pytest.mark.parametrize("diverged", [{}, {"val_loss": math.nan}])
@@ -491,54 +495,57 @@ HUGE = {
 }
 
 
-@pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("model", ["cnn", "a-model-with-a-rather-long-name." * 4])
-def test_the_table_of_runs_fits_a_terminal_and_cuts_no_cell(model: str, metric: str) -> None:
+def test_the_table_of_runs_fits_a_terminal_and_cuts_no_cell(
+    model: str, subtests: pytest.Subtests
+) -> None:
     huge = {"epochs": 100_000, "num_parameters": 452_985_866, "seed": 2**32 - 1}
     run_id = log_run(model, metrics=HUGE, **huge)
     log_run(status="SCHEDULED", epochs=99_999, seed=3)
+    expected = {
+        "val_loss": "1.23e5",
+        "test_loss": "inf",
+        "train_seconds": "1.23e6",
+        "images_per_second": "1.23e7",
+    }
+    for metric in METRICS:
+        with subtests.test(metric):
+            lines = table_lines("--metric", metric)
+            assert max(map(cell_len, lines)) <= 80
+            text = "\n".join(lines)
+            assert "…" not in text
+            for whole in (run_id[:8], "100.00", "4294967295", "100000", "SCHEDULED"):
+                assert whole in text
+            assert model in "".join(line.split(" ")[0] for line in lines)
+            assert expected.get(metric, "100.00") in text
 
-    lines = table_lines("--metric", metric)
-    assert max(map(cell_len, lines)) <= 80
-    text = "\n".join(lines)
-    assert "…" not in text
-    for whole in (run_id[:8], "100.00", "4294967295", "100000", "SCHEDULED"):
-        assert whole in text
-    assert model in "".join(line.split(" ")[0] for line in lines)
-    if metric != "val_accuracy":
-        expected = {
-            "val_loss": "1.23e5",
-            "test_loss": "inf",
-            "train_seconds": "1.23e6",
-            "images_per_second": "1.23e7",
-        }
-        assert expected.get(metric, "100.00") in text
 
-
-@pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("model", ["cnn", "a-model-with-a-rather-long-name." * 4])
-def test_the_table_of_groups_fits_a_terminal_and_cuts_no_cell(model: str, metric: str) -> None:
+def test_the_table_of_groups_fits_a_terminal_and_cuts_no_cell(
+    model: str, subtests: pytest.Subtests
+) -> None:
     settings = {"epochs": 1000, "batch_size": 60_000, "lr": "0.0123456", "hidden_units": 4096}
     for seed in range(3):
         metrics = {name: value * (1 + seed) for name, value in HUGE.items()}
         metrics |= {"val_accuracy": seed / 2, "test_accuracy": seed / 2, "test_loss": seed}
         log_run(model, metrics=metrics, seed=seed, **settings)
         log_run(model, metrics=metrics, seed=seed)
-
-    lines = table_lines("--group", "--metric", metric)
-    assert max(map(cell_len, lines)) <= 80
-    text = "\n".join(lines)
-    assert "…" not in text
-    for whole in ("50.00±50.00", "1000", "60000", "4096"):
-        assert whole in text
-    assert model in "".join(line.split(" ")[0] for line in lines)
-    if METRICS[metric].lower_is_better:
-        expected = {
-            "val_loss": "2.47e5±1.23e5",
-            "test_loss": "1.0000±1.0000",
-            "train_seconds": "2.47e6±1.23e6",
-        }
-        assert expected[metric] in text
+    expected = {
+        "val_loss": "2.47e5±1.23e5",
+        "test_loss": "1.0000±1.0000",
+        "train_seconds": "2.47e6±1.23e6",
+    }
+    for metric in METRICS:
+        with subtests.test(metric):
+            lines = table_lines("--group", "--metric", metric)
+            assert max(map(cell_len, lines)) <= 80
+            text = "\n".join(lines)
+            assert "…" not in text
+            for whole in ("50.00±50.00", "1000", "60000", "4096"):
+                assert whole in text
+            assert model in "".join(line.split(" ")[0] for line in lines)
+            if METRICS[metric].lower_is_better:
+                assert expected[metric] in text
 
 
 @pytest.mark.parametrize("output_format", ["table", "csv", "markdown", "html"])

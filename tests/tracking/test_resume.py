@@ -32,7 +32,6 @@ def kept_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASHION_STATE_DIR", str(tmp_path / "state"))
 
 
-@pytest.mark.parametrize("stop", range(1, EPOCHS + 1))
 @pytest.mark.parametrize(
     ("model", "architecture", "settings"),
     [
@@ -73,7 +72,7 @@ def test_a_training_goes_on_to_the_same_bits(
     model: str,
     architecture: dict[str, Any],
     settings: dict[str, Any],
-    stop: int,
+    subtests: pytest.Subtests,
 ) -> None:
     data, validation = head(small.train, 320), head(small.test, 100)
     recipe = Recipe(epochs=EPOCHS, **settings)
@@ -81,25 +80,26 @@ def test_a_training_goes_on_to_the_same_bits(
     def build() -> torch.nn.Module:
         return catalogue.build(model, 7, Architecture(**architecture))
 
-    whole = build()
-    expected = list(loop.train(whole, data, recipe, validation))
-
+    whole, measured, saved = build(), [], []
     checkpoint.prepare()
     with checkpoint.held(RUN_ID):
-        for epoch in loop.train(build(), data, recipe, validation):
-            if epoch.number == stop:
-                checkpoint.save(RUN_ID, epoch.state)
-                break
-    resumed = build()
-    rest = list(loop.train(resumed, data, recipe, validation, checkpoint.load(RUN_ID)))
+        for epoch in loop.train(whole, data, recipe, validation):
+            measured.append((epoch.number, epoch.loss, epoch.validation.loss))
+            checkpoint.save(RUN_ID, epoch.state)
+            saved.append(checkpoint.load(RUN_ID))
+    assert len(saved) == EPOCHS
 
-    measured = [(epoch.number, epoch.loss, epoch.validation.loss) for epoch in expected[stop:]]
-    assert [(epoch.number, epoch.loss, epoch.validation.loss) for epoch in rest] == measured
-    assert not resumed.training
-    for (name, tensor), other in zip(
-        whole.state_dict().items(), resumed.state_dict().values(), strict=True
-    ):
-        assert torch.equal(tensor, other), name
+    for stop, state in enumerate(saved, start=1):
+        with subtests.test(stopped_after=stop):
+            resumed = build()
+            rest = list(loop.train(resumed, data, recipe, validation, state))
+            found = [(epoch.number, epoch.loss, epoch.validation.loss) for epoch in rest]
+            assert found == measured[stop:]
+            assert not resumed.training
+            for (name, tensor), other in zip(
+                whole.state_dict().items(), resumed.state_dict().values(), strict=True
+            ):
+                assert torch.equal(tensor, other), name
 
 
 def test_a_training_stopped_early_stays_stopped(small: Dataset) -> None:

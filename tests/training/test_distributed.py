@@ -1,8 +1,7 @@
 """Several processes train what one would."""
 
 import os
-import subprocess
-import sys
+import socket
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -18,74 +17,39 @@ from fashion.models import catalogue
 from fashion.settings.experiment import Architecture
 from fashion.training import distributed
 from fashion.training.distributed import DistributedError
-from tests.conftest import HANG_SECONDS
-
-# What both ways of training run: 332 images in batches of 33 and a last one of 2, of which the last
-# of three processes has none. A second epoch shows what the last batch of the first has done.
-
-TRAIN = """
-import sys
-import torch
-from fashion.data.dataset import Subset
-from fashion.data.dataset import to_float
-from fashion.data.sources import load_dataset
-from fashion.models import catalogue
-from fashion.settings.experiment import Architecture, Recipe
-from fashion.training import distributed, loop
-from fashion.training.augmentation import Augmentation
-
-def head(subset, size):
-    return Subset(subset.name, subset.images[:size], subset.labels[:size], subset.digest)
-
-def train(dataset, name, architecture, settings):
-    model = catalogue.build(name, 7, Architecture(**architecture))
-    recipe = Recipe(epochs=2, batch_size=33, kernels="torch", **settings)
-    epochs = loop.train(model, head(dataset.train, 332), recipe, head(dataset.test, 100))
-    losses = [(epoch.loss, epoch.accuracy) for epoch in epochs]
-    return losses, model.state_dict()
-"""
-LAUNCHED = f"""{TRAIN}
-def first_mask(dataset):
-    masks = []
-    model = torch.nn.Sequential(
-        torch.nn.Flatten(), torch.nn.Linear(784, 10), torch.nn.Dropout(0.5)
-    )
-    model[2].register_forward_hook(lambda _, inputs, output: masks.append(output == 0))
-    list(loop.train(model, head(dataset.train, 63), Recipe(epochs=1, batch_size=63)))
-    return masks[0]
-
-with distributed.joined():
-    dataset = load_dataset()
-    found = [train(dataset, *case) for case in eval(sys.argv[1])]
-    flip = Augmentation(["flip"], distributed.rank_seed(42))
-    flipped = flip(to_float(dataset.train.images[:100]))
-    random = distributed.gather((first_mask(dataset), flipped))
-    if distributed.rank() == 0:
-        torch.save((found, random), sys.argv[2])
-"""
-CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
-    ("baseline", {}, {"lr": 0.05}),
-    ("cnn", {}, {"lr": 0.05, "momentum": 0.9, "freeze_epochs": 1}),
-    ("cnn", {}, {"optimizer": "adamw", "lr": 0.001, "clip_norm": 1.0, "ema_decay": 0.9}),
-    ("cnn", {}, {"optimizer": "muon", "lr": 0.005, "label_smoothing": 0.1, "patience": 1}),
-]
+from tests.processes import Process
+from tests.training.launched import CASES, train
 
 
 @pytest.fixture(scope="module")
 def by_three(tmp_path_factory: pytest.TempPathFactory, dataset: Dataset) -> tuple[Any, Any]:
-    """By three processes of torchrun: losses and weights of all cases; what each has drawn."""
+    """By three processes: losses and weights of all cases; what each has drawn."""
     folder = tmp_path_factory.mktemp("launched")
-    (folder / "launched.py").write_text(LAUNCHED)
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"),
-            *(str(folder / "launched.py"), repr(CASES), str(folder / "found.pt")),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=folder,
-        check=True,
-        timeout=HANG_SECONDS,
-    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # As torchrun starts them; test_several_processes.py has that.
+    processes = [
+        Process(
+            "tests.training.launched",
+            str(folder / "found.pt"),
+            cwd=folder,
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "TORCHELASTIC_RUN_ID": "test",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "WORLD_SIZE": "3",
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+            },
+        )
+        for rank in range(3)
+    ]
+    for process in processes:
+        output = process.communicate()
+        assert process.returncode == 0, output
     return torch.load(folder / "found.pt", weights_only=True)
 
 
@@ -93,9 +57,7 @@ def by_three(tmp_path_factory: pytest.TempPathFactory, dataset: Dataset) -> tupl
 def test_three_processes_give_what_one_gives(
     by_three: tuple[Any, Any], dataset: Dataset, number: int
 ) -> None:
-    scope: dict[str, Any] = {}
-    exec(TRAIN, scope)
-    losses, weights = scope["train"](dataset, *CASES[number])
+    losses, weights = train(dataset, *CASES[number])
     their_losses, their_weights = by_three[0][number]
     # float32 sums in another order, over 22 steps.
     assert torch.allclose(torch.tensor(their_losses), torch.tensor(losses), rtol=1e-4, atol=1e-4)
