@@ -105,7 +105,8 @@ def _digest(path: Path) -> str:
 def _run(command: list[str]) -> None:
     """Run the compiler; if it fails, raise KernelError with its error text."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        # Usually a second; the limit is against hanging.
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     except (OSError, subprocess.SubprocessError) as error:
         raise KernelError(f"{command[0]}: {error}") from error
     if done.returncode:

@@ -44,7 +44,7 @@ def test_no_access_out_of_bounds(capability: str, tmp_path: Path) -> None:
         env=os.environ
         | {
             "ATEN_CPU_CAPABILITY": capability,
-            "CC": f"{compiler} -g -fsanitize=address,undefined -fno-sanitize-recover=all",
+            "CC": f"{compiler} -g1 -fsanitize=address,undefined -fno-sanitize-recover=all",
             "LD_PRELOAD": " ".join(libraries),
             "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
             "XDG_CACHE_HOME": str(tmp_path),
