@@ -31,14 +31,14 @@ def test_nothing_is_lost_between_processes_at_one_store(
     store: str,
 ) -> None:
     """They start on a database without tables, or at a server on PostgreSQL."""
-    name, trainings, registrations = "at-once", 8, 4
+    name, trainings, registrations = "at-once", 6, 3
     variables = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}"}
     if store == "server":
         server: TrackingServer = request.getfixturevalue("tracking_server")
         variables = server.env
     variables |= {"MLFLOW_EXPERIMENT_NAME": name, "FASHION_STATE_DIR": str(tmp_path / "state")}
     environment = {key: value for key, value in os.environ.items() if "MLFLOW" not in key}
-    # Twelve processes on few cores: threads that spin would starve each other.
+    # Nine processes on few cores: threads that spin would starve each other.
     environment |= {"OMP_NUM_THREADS": "1", **variables}
     start = partial(Process, cwd=tmp_path, env=environment)
 

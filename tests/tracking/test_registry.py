@@ -243,7 +243,7 @@ def test_a_test_metric_selects_only_when_insisted_on() -> None:
     assert "test_accuracy, **on the test set**" in version.description
 
 
-@pytest.mark.parametrize(("metric", "change"), zip(SELECTING_METRICS, cycle([5e-4, -5e-4])))
+@pytest.mark.parametrize(("metric", "change"), list(zip(SELECTING_METRICS, cycle([5e-4, -5e-4]))))
 def test_a_metric_that_the_stored_model_does_not_give_is_refused(
     runs: dict[str, str], metric: str, change: float
 ) -> None:
