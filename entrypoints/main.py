@@ -69,6 +69,7 @@ def main(
         query,
         records,
         registry,
+        resumption,
         store,
         training,
         views,
@@ -79,7 +80,6 @@ def main(
     if nproc > 1 and not distributed.is_launched():
         if not resume:  # what is resumed has been checked, and was not asked for here
             build.check_processes(nproc, asked)
-        if not resume:
             load_for(asked, data_dir)
         store.connect()
         context.exit(distributed.launch(nproc, "entrypoints.main", sys.argv[1:]))
@@ -89,14 +89,14 @@ def main(
             return
         store.connect()
         if resume:
-            resume = training.unfinished(resume)
+            resume = resumption.unfinished(resume)
             if not checkpoint.is_group(resume):
                 raise CheckpointError(
                     f"run {resume} was started by train: continue with"
                     f" {advice.command('train', resume=resume)}"
                 )
             group = groups.load(resume, "main", settings_typed(context), seeds)
-            asked, seeds = training.experiment_of(group.asked), group.seeds
+            asked, seeds = resumption.experiment_of(group.asked), group.seeds
         dataset = load_for(asked, data_dir)
         if not resume:
             asked = with_usual_val_size(context, asked, dataset)

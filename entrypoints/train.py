@@ -44,13 +44,21 @@ def train(
     if nproc == 1:
         drawing.start()
     from fashion.data.sources import load_for
-    from fashion.tracking import checkpoint, groups, overview, records, store, training, views
+    from fashion.tracking import (
+        checkpoint,
+        groups,
+        overview,
+        records,
+        resumption,
+        store,
+        training,
+        views,
+    )
     from fashion.training import build, distributed
 
     if nproc > 1 and not distributed.is_launched():
         if not resume:  # what is resumed has been checked, and was not asked for here
             build.check_processes(nproc, asked)
-        if not resume:
             load_for(asked, data_dir)
         store.connect()
         context.exit(distributed.launch(nproc, "entrypoints.train", sys.argv[1:]))
@@ -60,7 +68,7 @@ def train(
             return
         store.connect()
         typed = settings_typed(context)
-        resume = resume and training.unfinished(resume)
+        resume = resume and resumption.unfinished(resume)
         if resume:
             asked = groups.asked_for(resume)
         dataset = load_for(asked, data_dir)

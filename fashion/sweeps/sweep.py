@@ -19,8 +19,7 @@ from fashion.sweeps import report, tuner
 from fashion.sweeps.plan import Plan, Space
 from fashion.sweeps.trials import TrialResult
 from fashion.sweeps.tuner import Resolve
-from fashion.tracking import checkpoint, overview, runs, store
-from fashion.tracking import training as training_runs
+from fashion.tracking import checkpoint, overview, resumption, runs, store
 from fashion.tracking.checkpoint import CheckpointError
 
 
@@ -99,7 +98,7 @@ def run(
         try:
             results = tuner.run(parent, space, plan, training, validation, storage, resolve)
         except BaseException:
-            training_runs.print_advice("sweep", run_id)
+            resumption.print_advice("sweep", run_id)
             raise
         best = report.best(results, plan.metric)
         again = advice.command("sweep", resume=run_id)

@@ -9,9 +9,10 @@ from mlflow.exceptions import MlflowException
 from fashion.settings import document
 from fashion.settings.document import DocumentError
 from fashion.tracking import query, store
-from fashion.tracking.training import SETTINGS_ARTIFACT
 
 RUNS = "runs:/"
+# Of a run's artifacts.
+SETTINGS = "settings.yaml"
 
 
 def read(source: str) -> dict[str, Any]:
@@ -33,10 +34,10 @@ def read(source: str) -> dict[str, Any]:
         run = query.run(source.removeprefix(RUNS))
     try:
         with store.single_attempt(), store.without_progress_bar():
-            text = mlflow.artifacts.load_text(f"{RUNS}{run.info.run_id}/{SETTINGS_ARTIFACT}")
+            text = mlflow.artifacts.load_text(f"{RUNS}{run.info.run_id}/{SETTINGS}")
     except (MlflowException, OSError) as error:
         raise DocumentError(
-            f"run {run.info.run_id} ({run.info.run_name}) has logged no {SETTINGS_ARTIFACT}: name a"
+            f"run {run.info.run_id} ({run.info.run_name}) has logged no {SETTINGS}: name a"
             " training run"
         ) from error
     return document.parse(text, source)

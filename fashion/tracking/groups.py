@@ -17,7 +17,7 @@ from fashion.data.dataset import Dataset
 from fashion.files import replacing
 from fashion.settings.experiment import Experiment
 from fashion.settings.tags import CHANGES_TAG
-from fashion.tracking import checkpoint, runs, store, training
+from fashion.tracking import checkpoint, resumption, runs, store, training
 from fashion.tracking.checkpoint import CheckpointError
 from fashion.tracking.environment import code, differences
 from fashion.training import distributed
@@ -74,7 +74,7 @@ def load(run_id: str, entry_point: str, given: Mapping[str, Any], seeds: int = 1
             f" {advice.command(group.entry_point, resume=run_id)}"
         )
     given = {**given, "seeds": seeds} if seeds > 1 else given
-    training.refuse_changes(run_id, {**group.asked, "seeds": group.seeds}, given)
+    resumption.refuse_changes(run_id, {**group.asked, "seeds": group.seeds}, given)
     return group
 
 
@@ -85,8 +85,8 @@ def asked_for(run_id: str) -> Experiment:
         CheckpointError: there is no such run here, or another version of this project wrote it.
     """
     if checkpoint.is_group(run_id):
-        return training.experiment_of(_read(run_id).asked)
-    return training.experiment_of(checkpoint.load(run_id)["experiment"])
+        return resumption.experiment_of(_read(run_id).asked)
+    return resumption.experiment_of(checkpoint.load(run_id)["experiment"])
 
 
 def continuation(run_id: str) -> str:
@@ -173,13 +173,13 @@ def completed(
                 _train_rest(run_id, group, dataset, system_metrics, allow_changes)
                 yield run_id, group.children
             except KeyboardInterrupt:
-                training.print_advice(group.entry_point, run_id)
+                resumption.print_advice(group.entry_point, run_id)
                 raise
 
 
 def _accept_code(run_id: str, group: Group, allow_changes: bool) -> None:
     changes = differences(group.code, code())
-    training.refuse_differences(run_id, changes, allow_changes)
+    resumption.refuse_differences(run_id, changes, allow_changes)
     after = f"after {len(group.children)} runs"
     group.changes += [f"{after}: {each}" for each in changes]
     group.code = code()
@@ -195,7 +195,7 @@ def _train_rest(
     ]
     distributed.share(len(left))
     for number in left:
-        experiment = training.experiment_of(group.experiments[number])
+        experiment = resumption.experiment_of(group.experiments[number])
         if number < len(group.children) and checkpoint.exists(group.children[number]):
             training.resume(
                 group.children[number],

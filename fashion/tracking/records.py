@@ -38,6 +38,17 @@ if TYPE_CHECKING:  # a training does not import matplotlib
 PER_CLASS_ARTIFACT = "per_class.json"
 
 
+def log_epochs(epochs: Sequence[Mapping[str, Any]], logged: int) -> int:
+    """Log the metrics of all epochs after the first `logged`; return the number of epochs.
+
+    Each has "metrics" and a "timestamp". MLflow stores a metric only once for the same step, value
+    and timestamp.
+    """
+    for number, epoch in enumerate(epochs[logged:], logged + 1):
+        mlflow.log_metrics(epoch["metrics"], step=number, timestamp=epoch["timestamp"])
+    return len(epochs)
+
+
 def log_spread(run_ids: Sequence[str]) -> dict[str, tuple[float, float]]:
     """Log mean and standard deviation of the runs' final metrics to the active run.
 

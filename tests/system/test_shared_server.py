@@ -22,7 +22,8 @@ from fashion.data.dataset import Dataset
 from fashion.tracking import models, registry
 from fashion.tracking.query import Query
 from fashion.training import evaluation
-from tests.conftest import HANG_SECONDS, PUBLIC_NAME, ROOT, TrackingServer
+from tests.conftest import HANG_SECONDS, ROOT, TrackingServer
+from tests.fixtures import PUBLIC_NAME
 from tests.processes import Process
 
 EXPERIMENT = "fashion-mnist"
