@@ -23,7 +23,7 @@ HANG_SECONDS = 1500
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--rounds", type=int, default=5, help="How often the slow tests of faults try each."
+        "--rounds", type=int, default=4, help="How often the slow tests of faults try each."
     )
     parser.addoption("--screenshots", help="Folder for pictures of MLflow's UI.")
 

@@ -1,5 +1,7 @@
 """With PyTorch's kernels our loop ends with exactly the weights of the lab's loop."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from fashion.data.dataset import Dataset
 from fashion.models import catalogue
 from fashion.settings.experiment import Recipe
 from fashion.training import loop
+from tests.conftest import head
 
 MODELS = ("baseline", "nonlinear", "cnn")
 
@@ -38,4 +41,6 @@ def test_the_full_recipe_gives_the_labs_weights(dataset: Dataset) -> None:
     training, _ = dataset.split(0)
     model = catalogue.build("cnn", seed=42)
     list(loop.train(model, training, Recipe(kernels="torch")))
-    assert_same_weights(model, run_lab("cnn", dataset, epochs=3).model)
+    # The lab evaluates after each epoch, which the weights do not depend on.
+    few = replace(dataset, test=head(dataset.test, 100))
+    assert_same_weights(model, run_lab("cnn", few, epochs=3).model)
