@@ -11,7 +11,8 @@ import mlflow
 from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT
 
-from benchmarks.timing import clocked_accuracy, machine, table
+from benchmarks.contenders import clocked_accuracy
+from benchmarks.timing import machine, table
 from fashion.data.dataset import Dataset
 from fashion.data.sources import load_dataset
 from fashion.errors import DeviceError

@@ -8,10 +8,6 @@ from collections.abc import Callable, Mapping
 
 import mlflow
 import torch
-from torch import nn
-
-from fashion.data.dataset import Subset
-from fashion.training import evaluation
 
 
 def interleave(
@@ -30,17 +26,6 @@ def interleave(
 
 def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def clocked_accuracy(model: nn.Module, data: Subset, *, tta: bool) -> tuple[float, float]:
-    """Return the model's accuracy, and the seconds that it adds to those of the training.
-
-    What an answer from two views costs belongs to the time that its accuracy takes; evaluating
-    as usual does not.
-    """
-    start = time.perf_counter()
-    accuracy = evaluation.evaluate(model.eval(), data, tta=tta).accuracy
-    return accuracy, time.perf_counter() - start if tta else 0.0
 
 
 def machine() -> dict[str, str | int]:

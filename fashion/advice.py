@@ -4,6 +4,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,24 +19,20 @@ _STARTED_BY_MLFLOW = "MLFLOW_RUN_ID" in os.environ
 def command(entry_point: str, **parameters: object) -> str:
     """Return the command that runs an entry point, as this process was started."""
     if _STARTED_BY_MLFLOW:
-        words = ["mlflow run .", f"-e {entry_point}", *environment_manager()]
-        words += [f"-P {shlex.quote(f'{name}={value}')}" for name, value in parameters.items()]
-    else:
-        words = [f"python -m entrypoints.{entry_point}"]
-        words += [
-            f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
-            for name, value in parameters.items()
-        ]
+        return " ".join(mlflow_run(entry_point, parameters))
+    words = [f"python -m entrypoints.{entry_point}"]
+    words += [
+        f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
+        for name, value in parameters.items()
+    ]
     return " ".join(words)
 
 
-def environment_manager() -> list[str]:
-    """Return the option by which `mlflow run` uses the environment of this process."""
-    if sys.prefix == os.environ.get("CONDA_PREFIX"):
-        return []  # the default
-    built_by_uv = Path(os.environ.get("MLFLOW_ENV_ROOT") or "~/.mlflow/envs").expanduser()
-    manager = "uv" if Path(sys.prefix).is_relative_to(built_by_uv) else "local"
-    return [f"--env-manager {manager}"]
+def mlflow_run(entry_point: str, parameters: Mapping[str, object]) -> list[str]:
+    """Return an `mlflow run` command for a shell: what it begins with, then each parameter."""
+    beginning = " ".join(["mlflow run .", f"-e {entry_point}", *_environment_manager()])
+    values = (shlex.quote(f"{name}={value}") for name, value in parameters.items())
+    return [beginning, *(f"-P {value}" for value in values)]
 
 
 class MissingPackageError(FashionError):
@@ -66,3 +63,12 @@ def _install(group: str) -> str:
     if Path(sys.prefix) == _ROOT / ".venv":
         target = ""  # uv's default
     return f"{fetch}{target}{uv} sync --inexact --only-group {group}"
+
+
+def _environment_manager() -> list[str]:
+    """Return the option by which `mlflow run` uses the environment of this process."""
+    if sys.prefix == os.environ.get("CONDA_PREFIX"):
+        return []  # the default
+    built_by_uv = Path(os.environ.get("MLFLOW_ENV_ROOT") or "~/.mlflow/envs").expanduser()
+    manager = "uv" if Path(sys.prefix).is_relative_to(built_by_uv) else "local"
+    return [f"--env-manager {manager}"]

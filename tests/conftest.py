@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,6 +81,13 @@ def assert_one_line(result: Result, exit_code: int = 1) -> str:
 def head(subset: Subset, size: int) -> Subset:
     """Return the first images of a subset."""
     return replace(subset, pixels=subset.pixels[:size], labels=subset.labels[:size])
+
+
+def free_port() -> int:
+    """Return a TCP port of this machine that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 @dataclass(frozen=True)

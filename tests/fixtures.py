@@ -4,7 +4,6 @@ import functools
 import os
 import secrets
 import shutil
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from fashion.settings.task import FASHION_MNIST
 from fashion.tracking import training
 from fashion.training.kernels.compile import KernelError, library
 from tests import blank
-from tests.conftest import ROOT, TrackingServer, head
+from tests.conftest import ROOT, TrackingServer, free_port, head
 from tests.processes import EMPTY_STORE, Process
 
 # The tracking server's, as if a proxy stood in front of it.
@@ -211,9 +210,7 @@ def tracking_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracki
     """The server of `deploy/server.py`, as its administrator sees it; one for all tests."""
     if server.postgresql_programs() is None:
         pytest.skip("PostgreSQL is not installed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     password = secrets.token_urlsafe()
     log = tmp_path_factory.mktemp("server") / "server.log"
     with log.open("wb") as messages:

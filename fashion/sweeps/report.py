@@ -1,7 +1,6 @@
 """Report the results of a sweep: a table, the best configuration, and figures."""
 
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -63,11 +62,8 @@ def _merit(metric: str, result: TrialResult) -> tuple[bool, int, float]:
 
 def command(config: Mapping[str, Any]) -> str:
     """Return the shell command that trains a configuration, tests it and logs the model."""
-    parameters = [
-        f"-P {shlex.quote(f'{name}={as_typed(value)}')}" for name, value in config.items()
-    ]
-    train = " ".join(["mlflow run . -e train", *advice.environment_manager()])
-    return " \\\n  ".join([train, *parameters])
+    typed = {name: as_typed(value) for name, value in config.items()}
+    return " \\\n  ".join(advice.mlflow_run("train", typed))
 
 
 def figures(

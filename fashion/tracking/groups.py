@@ -19,7 +19,7 @@ from fashion.settings.experiment import Experiment
 from fashion.settings.tags import CHANGES_TAG
 from fashion.tracking import checkpoint, resumption, runs, store, training
 from fashion.tracking.checkpoint import CheckpointError
-from fashion.tracking.environment import code, differences
+from fashion.tracking.environment import code
 from fashion.training import distributed
 
 
@@ -178,11 +178,9 @@ def completed(
 
 
 def _accept_code(run_id: str, group: Group, allow_changes: bool) -> None:
-    changes = differences(group.code, code())
-    resumption.refuse_differences(run_id, changes, allow_changes)
-    after = f"after {len(group.children)} runs"
-    group.changes += [f"{after}: {each}" for each in changes]
-    group.code = code()
+    now, after = code(), f"{len(group.children)} runs"
+    group.changes += resumption.accepted_changes(run_id, group.code, now, after, allow_changes)
+    group.code = now
 
 
 def _train_rest(

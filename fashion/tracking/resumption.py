@@ -1,7 +1,7 @@
 """Which interrupted runs can be resumed, under which conditions, and by which command."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -12,6 +12,7 @@ from fashion.errors import SettingError
 from fashion.settings.experiment import Experiment
 from fashion.tracking import checkpoint, runs, store
 from fashion.tracking.checkpoint import CheckpointError
+from fashion.tracking.environment import differences
 from fashion.training import distributed
 
 
@@ -44,10 +45,14 @@ def check_known(run_id: str) -> None:
         CheckpointError: it has not.
         TrackingError: the tracking store cannot be used.
     """
-    with store.refusals(store.START_IT), store.single_attempt():
-        known = runs.present(run_id)
-    if not known:
+    if not is_known(run_id):
         raise _unknown(run_id)
+
+
+def is_known(run_id: str) -> bool:
+    """Return whether the tracking store has a run; raises TrackingError as `check_known`."""
+    with store.refusals(store.START_IT), store.single_attempt():
+        return runs.present(run_id) is not None
 
 
 def _unknown(run_id: str) -> CheckpointError:
@@ -80,19 +85,31 @@ def refuse_changes(run_id: str, before: Mapping[str, Any], now: Mapping[str, Any
         raise CheckpointError(f"run {run_id} cannot be resumed with changes: {'; '.join(changes)}")
 
 
-def refuse_differences(run_id: str, changes: Sequence[str], allowed: bool) -> None:
-    """Raise CheckpointError with the changes around a run, unless they are allowed.
+def accepted_changes(
+    run_id: str,
+    before: Mapping[str, Any] | None,
+    now: Mapping[str, Any],
+    after: str,
+    allowed: bool,
+) -> list[str]:
+    """Return what has changed around a run, if that is allowed, with when.
 
     Args:
         run_id: the run.
-        changes: the result of `environment.differences`.
+        before, now: as for `environment.differences`.
+        after: what had been trained before the changes.
         allowed: whether the user has allowed them.
+
+    Raises:
+        CheckpointError: something has changed, and that is not allowed.
     """
+    changes = differences(before, now)
     if changes and not allowed:
         raise CheckpointError(
             f"run {run_id} would end with other bits: {'; '.join(changes)}. Undo that, or continue"
             " with --allow-changes (for mlflow run: -P allow_changes=true)"
         )
+    return [f"after {after}: {each}" for each in changes]
 
 
 def print_advice(entry_point: str, run_id: str) -> None:

@@ -28,9 +28,8 @@ from fashion.settings.tags import (
 )
 from fashion.tracking import checkpoint, configuration, results, resumption, runs, store
 from fashion.tracking.checkpoint import CheckpointError
-from fashion.tracking.environment import MAY_CHANGE, code_digest, differences, environment
+from fashion.tracking.environment import MAY_CHANGE, code_digest, environment
 from fashion.tracking.records import log_epochs, log_lineage, log_params
-from fashion.tracking.results import final_epoch
 from fashion.training import distributed, loop
 from fashion.training.build import build
 
@@ -240,9 +239,7 @@ def replay(load: Callable[[Experiment], Dataset]) -> Iterator[tuple[str, str]]:
     """
     for run_id in filter(checkpoint.exists, checkpoint.unfinished()):
         try:
-            with store.refusals(store.START_IT), store.single_attempt():
-                known = runs.present(run_id)
-            if not known:
+            if not resumption.is_known(run_id):
                 continue
             record = checkpoint.load(run_id)
             if not record["trained"]:
@@ -261,11 +258,9 @@ def _accept_environment(
     run_id: str, record: dict[str, Any], params: Mapping[str, Any], allow_changes: bool
 ) -> None:
     """Note in the checkpoint what has changed around the run, if that is allowed."""
-    now = environment(params)
-    changes = differences(record.get("environment"), now)
-    resumption.refuse_differences(run_id, changes, allow_changes)
-    after = f"after epoch {len(record['epochs'])}"
-    record["changes"] = [*record.get("changes", []), *(f"{after}: {each}" for each in changes)]
+    before, now, after = record.get("environment"), environment(params), len(record["epochs"])
+    changes = resumption.accepted_changes(run_id, before, now, f"epoch {after}", allow_changes)
+    record["changes"] = [*record.get("changes", []), *changes]
     record["environment"] = now
 
 
@@ -319,7 +314,7 @@ def _fit(
     for epoch in loop.train(model, training, recipe, validation, record["state"]):
         epochs.append(epoch.summary())
         record["state"] = epoch.state
-        is_final = final_epoch(epochs, recipe.patience) == epoch.number
+        is_final = results.final_epoch(epochs, recipe.patience) == epoch.number
         if validation is not None and epoch.validation is not None and is_final:
             record["validation"] = vars(predictions.of(validation, epoch.validation))
         # Save before logging, so that no logged epoch is trained a second time.

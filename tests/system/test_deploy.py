@@ -23,7 +23,7 @@ from mlflow.projects.utils import get_entry_point_command
 
 from deploy import server
 from entrypoints.train import train
-from tests.conftest import HANG_SECONDS, ROOT, assert_one_line
+from tests.conftest import HANG_SECONDS, ROOT, assert_one_line, free_port
 
 DEPLOY = ROOT / "deploy"
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
@@ -44,9 +44,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.mark.skipif(server.postgresql_programs() is None, reason="PostgreSQL is not installed")
 def test_a_stopped_server_leaves_nothing_behind(folder: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with subprocess.Popen(
         [sys.executable, "-m", "deploy.server", "--port", str(port)],
         env={**os.environ, server.ADMIN_PASSWORD: "twelve letters", "TMPDIR": str(folder)},

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -29,7 +28,7 @@ from fashion.settings.task import CHAMPION_URI, FASHION_MNIST, MODEL_NAME
 from fashion.tracking import models, registry
 from fashion.tracking.query import Query
 from fashion.training import evaluation
-from tests.conftest import HANG_SECONDS
+from tests.conftest import HANG_SECONDS, free_port
 
 IMAGES = 7
 # The same weights and the same torch: only the order of summation may differ.
@@ -146,9 +145,7 @@ def test_the_champion_needs_nothing_but_the_packages_it_pins(
 @pytest.fixture
 def server(logits: NDArray[np.float32], tmp_path: Path) -> Iterator[str]:
     """The champion, served by MLflow's own command; yields the URL."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     address = ["--host", "127.0.0.1", "--port", str(port)]
     # As in an activated environment: MLflow finds uvicorn on PATH.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from mlflow.entities import Run
 
 from fashion.data.dataset import Dataset
 from fashion.tracking import checkpoint
-from tests.conftest import HANG_SECONDS
+from tests.conftest import HANG_SECONDS, free_port
 from tests.processes import Process
 
 
@@ -68,9 +67,7 @@ def test_stopped_together_they_go_on_together_as_one_run_for_each_seed(
 @pytest.mark.slow(seconds=60)
 def test_two_machines_are_one_run(dataset: Dataset, store: Path) -> None:
     """Each with a torchrun of its own, that meet at an address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     machines = [
         subprocess.Popen(
             [

@@ -80,11 +80,12 @@ def test_a_training_goes_on_to_the_same_bits(
     def build() -> torch.nn.Module:
         return catalogue.build(model, 7, Architecture(**architecture))
 
-    whole, measured, saved = build(), [], []
+    whole, saved = build(), []
+    expected = list(loop.train(whole, data, recipe, validation))
+    measured = [(epoch.number, epoch.loss, epoch.validation.loss) for epoch in expected]
     checkpoint.prepare()
     with checkpoint.held(RUN_ID):
-        for epoch in loop.train(whole, data, recipe, validation):
-            measured.append((epoch.number, epoch.loss, epoch.validation.loss))
+        for epoch in loop.train(build(), data, recipe, validation):
             checkpoint.save(RUN_ID, epoch.state)
             saved.append(checkpoint.load(RUN_ID))
     assert len(saved) == EPOCHS

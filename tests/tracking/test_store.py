@@ -2,7 +2,6 @@
 
 import logging
 import pwd
-import socket
 import time
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from fashion.errors import TrackingError
 from fashion.tracking import store as tracking_store
 from fashion.tracking.store import connect, reason, without_credentials
 from fashion.training import distributed
-from tests.conftest import assert_one_line
+from tests.conftest import assert_one_line, free_port
 
 
 @pytest.mark.parametrize(
@@ -68,8 +67,7 @@ def test_the_cause_is_kept(message: str, cause: str) -> None:
 
 def test_a_database_that_refuses_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it was tried again"))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     uri = f"postgresql+psycopg://me:secret@127.0.0.1:{port}/runs"
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: uri)
     with pytest.raises(TrackingError, match=r"Connection refused.*: start it") as raised:

@@ -1,7 +1,6 @@
 """Several processes train what one would."""
 
 import os
-import socket
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from fashion.models import catalogue
 from fashion.settings.experiment import Architecture
 from fashion.training import distributed
 from fashion.training.distributed import DistributedError
+from tests.conftest import free_port
 from tests.processes import Process
 from tests.training.launched import CASES, train
 
@@ -25,9 +25,7 @@ from tests.training.launched import CASES, train
 def by_three(tmp_path_factory: pytest.TempPathFactory, dataset: Dataset) -> tuple[Any, Any]:
     """By three processes: losses and weights of all cases; what each has drawn."""
     folder = tmp_path_factory.mktemp("launched")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     # As torchrun starts them; test_several_processes.py has that.
     processes = [
         Process(
@@ -47,9 +45,13 @@ def by_three(tmp_path_factory: pytest.TempPathFactory, dataset: Dataset) -> tupl
         )
         for rank in range(3)
     ]
-    for process in processes:
-        output = process.communicate()
-        assert process.returncode == 0, output
+    try:
+        for process in processes:
+            output = process.communicate()
+            assert process.returncode == 0, output
+    finally:
+        for process in processes:
+            process.kill()
     return torch.load(folder / "found.pt", weights_only=True)
 
 
