@@ -29,6 +29,16 @@ RECORDS: dict[str, dict[str, str | float | bool]] = {
         "augment": "alternate",
         "tta": True,
     },
+    "cpu-93": {
+        "preset": "fast",
+        "hidden_units": 32,
+        "epochs": 4,
+        "lr": 0.03,
+        "label_smoothing": 0.1,
+        "augment": "alternate",
+        "tta": True,
+    },
+    "cpu-94": {"preset": "accurate"},
     "gpu-94": {"preset": "fast-gpu"},
 }
 DEVICES = {"cpu": "cpu", "gpu": "cuda"}
