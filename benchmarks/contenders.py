@@ -124,7 +124,7 @@ def main(contender: str, name: str, seed: str) -> None:
     model = CONTENDERS[contender](name, dataset, int(seed))
     trained = time.perf_counter() - start
     tta = contender == "preset" and Experiment.from_options({"preset": name}).tta
-    accuracy, evaluated = clocked_accuracy(model, dataset.test, tta=tta)
+    accuracy, evaluated = clocked_accuracy(model.eval(), dataset.test, tta=tta)
     result = {
         "seconds": trained + evaluated,
         "test_accuracy": accuracy,
@@ -135,13 +135,13 @@ def main(contender: str, name: str, seed: str) -> None:
 
 
 def clocked_accuracy(model: nn.Module, data: Subset, *, tta: bool) -> tuple[float, float]:
-    """Return the model's accuracy, and the seconds that it adds to those of the training.
+    """Return the accuracy of a model in evaluation mode, and the seconds to add to the training's.
 
     What an answer from two views costs belongs to the time that its accuracy takes; evaluating
     as usual does not.
     """
     start = time.perf_counter()
-    accuracy = evaluation.evaluate(model.eval(), data, tta=tta).accuracy
+    accuracy = evaluation.evaluate(model, data, tta=tta).accuracy
     return accuracy, time.perf_counter() - start if tta else 0.0
 
 
