@@ -27,7 +27,7 @@ from fashion.data.sources import load_dataset
 from fashion.models import catalogue
 from fashion.settings.experiment import Experiment, Recipe
 from fashion.training import evaluation, loop
-from fashion.training.build import resolve_device
+from fashion.training.build import build
 from fashion.training.kernels.choose import choose
 
 EPOCHS = 3
@@ -100,8 +100,7 @@ def by_fashion(name: str, dataset: Dataset, seed: int, kernels: str = "auto") ->
 def by_preset(name: str, dataset: Dataset, seed: int) -> nn.Module:
     asked = Experiment.from_options({"preset": name, "seed": seed})
     training, validation = dataset.split(asked.val_size)
-    model = catalogue.build(asked.model, seed, asked.architecture)
-    model.to(resolve_device(asked.device))
+    model, _ = build(asked, training)
     for _ in loop.train(model, training, asked.recipe, validation):
         pass
     return model

@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from fashion.models.whitening import Whitening
 from fashion.settings.task import FASHION_MNIST, Task
 
 
@@ -15,15 +16,25 @@ class CompactVGG(nn.Sequential):
         hidden_units: channels of the first of three blocks; the others have two and three times as
             many.
         dropout: probability of dropping a channel before the classifier.
+        whiten: use `Whitening` instead of the first convolution.
         task: the images and classes.
     """
 
     def __init__(
-        self, hidden_units: int = 16, dropout: float = 0.0, task: Task = FASHION_MNIST
+        self,
+        hidden_units: int = 16,
+        dropout: float = 0.0,
+        whiten: bool = False,
+        task: Task = FASHION_MNIST,
     ) -> None:
         first, second, third = hidden_units, 2 * hidden_units, 3 * hidden_units
+        layers = self._convolution(task.channels, first, pool=True)
+        if whiten:
+            whitening = Whitening(task.channels, first)
+            first = whitening.out_channels
+            layers = [whitening, nn.MaxPool2d(2), nn.BatchNorm2d(first), nn.ReLU()]
         super().__init__(
-            *self._convolution(task.channels, first, pool=True),
+            *layers,
             *self._convolution(first, second),
             *self._convolution(second, second, pool=True),
             *self._convolution(second, third),

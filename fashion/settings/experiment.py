@@ -41,6 +41,11 @@ class Architecture:
         max_open=True,
     )
     batch_norm: bool = option(False, "Add batch normalisation after each convolution of the CNN.")
+    whiten: bool = option(
+        False,
+        "Fix the first layer's filters to those that decorrelate the training images' patches, for"
+        " compact.",
+    )
     pretrained: str = option(
         "",
         "Initial weights of a torchvision model: a file, or default to download the best ones.",

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from fashion.data.dataset import Subset
+from fashion.data.dataset import Subset, to_float
 from fashion.errors import DeviceError, SettingError
-from fashion.models import catalogue
+from fashion.models import catalogue, whitening
 from fashion.settings.experiment import Conditions, Experiment
 from fashion.settings.task import SPLIT_SEED
 from fashion.training import distributed
@@ -59,6 +59,12 @@ def build(experiment: Experiment, data: Subset) -> tuple[nn.Module, dict[str, An
     model = catalogue.build(
         experiment.model, experiment.recipe.seed, experiment.architecture, data.task
     )
+    if experiment.architecture.whiten:
+        _, height, width = data.task.shape
+        count = min(len(data), max(1, whitening.PATCHES // (height * width)))
+        # From all over the data, which may be in the order of its classes.
+        rows = torch.arange(count) * len(data) // count
+        whitening.fit(model, to_float(data.take(rows)))
     model.to(device)
     conditions = Conditions(
         kernels_used=choose(model, experiment.recipe, distributed.world_size(), data.task).name,
