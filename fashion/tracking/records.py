@@ -16,6 +16,7 @@ from mlflow.data.dataset_source_registry import get_dataset_source_from_json
 from mlflow.data.http_dataset_source import HTTPDatasetSource
 from mlflow.data.numpy_dataset import NumpyDataset
 from mlflow.entities import LoggedModelInput, Run
+from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from PIL import Image
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:  # a training does not import matplotlib
     from fashion.analysis.difference import Difference
 
 PER_CLASS_ARTIFACT = "per_class.json"
+# How often to log the images that other processes log at the same time.
+ATTEMPTS = 5
 
 
 def log_epochs(epochs: Sequence[Mapping[str, Any]], logged: int) -> int:
@@ -124,11 +127,7 @@ def log_differences(
         _active_or_new_run(f"diff: {printable(' / '.join(found[0].names))}") as run_id,
         tempfile.TemporaryDirectory() as folder,
     ):
-        mlflow.log_inputs(
-            datasets=[dataset_of(subset) for subset in subsets],
-            contexts=[each.split for each in found],
-            tags_list=[{"images": str(len(subset))} for subset in subsets],
-        )
+        _log_images(dict(zip((each.split for each in found), subsets, strict=True)))
         _link_models(run_id, model_ids)
         pictures = {}
         for each, subset in zip(found, subsets, strict=True):
@@ -268,12 +267,24 @@ def log_params(run: Run, params: Mapping[str, Any]) -> None:
 
 def log_lineage(training: Subset, validation: Subset | None, test: Subset) -> None:
     subsets = {"training": training, "validation": validation, "test": test}
-    present = {context: subset for context, subset in subsets.items() if subset is not None}
-    mlflow.log_inputs(
-        datasets=[dataset_of(subset) for subset in present.values()],
-        contexts=list(present),
-        tags_list=[{"images": str(len(subset))} for subset in present.values()],
-    )
+    _log_images({context: subset for context, subset in subsets.items() if subset is not None})
+
+
+def _log_images(subsets: Mapping[str, Subset]) -> None:
+    """Log which images the active run uses, by what it uses them for."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            mlflow.log_inputs(
+                datasets=[dataset_of(subset) for subset in subsets.values()],
+                contexts=list(subsets),
+                tags_list=[{"images": str(len(subset))} for subset in subsets.values()],
+            )
+            return
+        except MlflowException as error:
+            # MLflow looks for the data of an experiment before it adds them: another process may
+            # have added the same in between, which the database refuses.
+            if error.error_code != "BAD_REQUEST" or attempt == ATTEMPTS:
+                raise
 
 
 def log_per_class(run: Run, subset: Subset, answers: Evaluation) -> None:

@@ -14,6 +14,8 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from PIL import Image
 from torch.nn.functional import cross_entropy
 
@@ -385,6 +387,28 @@ def test_a_failure_leaves_the_run_failed(
         training.train(experiment, small)
     (run,) = mlflow.search_runs(output_format="list")
     assert run.info.status == "FAILED"
+
+
+@pytest.mark.parametrize("conflicts", [1, records.ATTEMPTS])
+def test_images_that_another_process_logs_meanwhile_are_logged_again(
+    train_small: Callable[..., str], monkeypatch: pytest.MonkeyPatch, conflicts: int
+) -> None:
+    log_inputs, failures = mlflow.log_inputs, iter(range(conflicts))
+
+    def conflicting(**inputs: object) -> None:
+        if next(failures, None) is not None:
+            raise MlflowException("duplicate key value violates dataset_pk", BAD_REQUEST)
+        log_inputs(**inputs)
+
+    monkeypatch.setattr(mlflow, "log_inputs", conflicting)
+    if conflicts == records.ATTEMPTS:
+        with pytest.raises(TrackingError, match="duplicate key"):
+            train_small()
+    else:
+        logged = mlflow.get_run(train_small()).inputs.dataset_inputs
+        assert {tag.value for each in logged for tag in each.tags if "context" in tag.key} == {
+            *("training", "validation", "test")
+        }
 
 
 def test_system_metrics_are_logged_when_asked(store: object, small: Dataset) -> None:
