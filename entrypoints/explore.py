@@ -59,8 +59,8 @@ def explore(
     from fashion.analysis import layers
     from fashion.data.dataset import to_float
     from fashion.inference import classifier
-    from fashion.models import catalogue
     from fashion.tracking import archive, models, query, records, store
+    from fashion.training.build import build
 
     named = Data(data_dir, data, image_size, strict)
     named.check_index(index, "index")
@@ -73,7 +73,7 @@ def explore(
     else:
         width, seed = asked.architecture.hidden_units, asked.recipe.seed
         name = f"{asked.model}, untrained, {width} hidden units, seed {seed}"
-        network = catalogue.build(asked.model, seed, asked.architecture, test.task)
+        network = build(asked, named.dataset.train)[0].cpu()
     exploration = layers.explore(
         network.eval(),
         to_float(test.take(torch.tensor([index])))[0],

@@ -1,12 +1,16 @@
 """A fixed first layer whose outputs are uncorrelated over the training images' patches."""
 
 from collections.abc import Callable
+from unittest import mock
 
 import mlflow
 import pytest
 import torch
+from click.testing import Result
 from torch import nn
 
+from entrypoints import explore
+from fashion.analysis import layers
 from fashion.data.dataset import Dataset, to_float
 from fashion.models import catalogue, whitening
 from fashion.models.whitening import Whitening
@@ -91,6 +95,16 @@ def test_where_images_are_large_a_few_from_all_over_the_data_suffice(
     three = Whitening(1, 16)
     three.fit(to_float(small.train.images[[0, 666, 1333]]))
     assert torch.equal(first(model).weight, three.weight)
+
+
+def test_explore_shows_the_filters(
+    invoke: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    explored = mock.Mock(wraps=layers.explore)
+    monkeypatch.setattr(layers, "explore", explored)
+    result = invoke(explore.explore, ["--model", "compact", "--whiten", "true"])
+    assert result.exit_code == 0, result.output
+    assert first(explored.call_args.args[0]).weight.any()
 
 
 def test_the_logged_model_has_the_filters(train_small: Callable[..., str]) -> None:
