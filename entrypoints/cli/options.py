@@ -15,7 +15,6 @@ from fashion.errors import SettingError
 from fashion.models.catalogue import KNOWN
 from fashion.settings.experiment import OPTIONS, Experiment
 from fashion.settings.option import Option, split_names
-from fashion.settings.presets import PRESETS
 from fashion.settings.task import CHAMPION_URI, FASHION_MNIST
 
 if TYPE_CHECKING:  # importing it takes seconds
@@ -68,8 +67,6 @@ def _click_option(option: Option, kind: type[click.Option]) -> Callable:
     attributes: dict[str, Any] = {"help": option.help, "metavar": option.metavar}
     if option.name == "model":
         attributes["help"] = f"{option.help} One of {KNOWN}."
-    if option.name == "preset":
-        attributes |= {"is_eager": True, "callback": _apply_preset}
     if option.kind is bool:
         attributes |= {"is_flag": False, "flag_value": True}
     return click.option(
@@ -80,12 +77,6 @@ def _click_option(option: Option, kind: type[click.Option]) -> Callable:
         show_default=option.kind not in (bool, tuple) and option.default != "",
         **attributes,
     )
-
-
-def _apply_preset(context: click.Context, _: click.Parameter, preset: str) -> str:
-    """Use the preset's settings as defaults of the options."""
-    context.default_map = PRESETS[preset]
-    return preset
 
 
 def training_options(command: Callable) -> Callable:
@@ -200,13 +191,9 @@ def experiment_asked_for(context: click.Context) -> Experiment:
         SettingError: two settings contradict each other, or as for `build.check`.
         FashionError: the configuration cannot be read.
     """
+    typed = settings_typed(context)
     config = context.params.get("config")
-    if config:
-        experiment = _configured(config, settings_typed(context))
-    else:
-        experiment = Experiment.from_options(
-            {name: value for name, value in context.params.items() if name in OPTIONS}
-        )
+    experiment = _configured(config, typed) if config else Experiment.from_options(typed)
     from fashion.data.sources import located  # imports torch
     from fashion.training.build import check
 

@@ -233,6 +233,8 @@ class Experiment:
     def from_options(cls, options: Mapping[str, Any]) -> Self:
         """Return the experiment with these options by name, on top of those of the preset.
 
+        With another model than the preset's, its architecture is left out.
+
         Raises:
             SettingError: an option is unknown, a value is wrong, or two contradict each other.
         """
@@ -242,7 +244,11 @@ class Experiment:
                 hint = f"; did you mean {meant}?" if meant else ""
                 raise SettingError(f"unknown option{hint}", name)
         preset = OPTIONS["preset"].parse(options.get("preset", OPTIONS["preset"].default))
-        return read(cls, PRESETS[preset] | dict(options))
+        settings = PRESETS[preset] | dict(options)
+        if settings.get("model") != PRESETS[preset].get("model"):
+            of_its_network = options_of(Architecture).keys() - options.keys()
+            settings = {n: value for n, value in settings.items() if n not in of_its_network}
+        return read(cls, settings)
 
     def with_seeds(self, count: int) -> list[Self]:
         """Return `count` repetitions, with consecutive seeds."""

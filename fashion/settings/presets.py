@@ -1,4 +1,7 @@
-"""Named groups of settings. An explicit option of `train` overrides the preset."""
+"""Named groups of settings. An explicit option of `train` overrides the preset.
+
+What a preset says of its network is not used for another: see `Experiment.from_options`.
+"""
 
 PRESETS: dict[str, dict[str, str | float | bool]] = {
     # The default of every option.
@@ -7,14 +10,17 @@ PRESETS: dict[str, dict[str, str | float | bool]] = {
     "fast": {
         "model": "compact",
         "hidden_units": 16,
+        "whiten": True,
         "epochs": 5,
         "batch_size": 128,
         "optimizer": "muon",
-        "lr": 0.02,
+        "lr": 0.03,
         "weight_decay": 0.01,
         "schedule": "one-cycle",
         "warmup_epochs": 0.5,
-        "label_smoothing": 0.05,
+        "label_smoothing": 0.1,
+        "augment": "alternate",
+        "tta": True,
     },
     "accurate": {
         "model": "resnet",

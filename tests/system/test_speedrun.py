@@ -14,11 +14,11 @@ from fashion.data.dataset import Dataset
 def test_a_record_is_repeated_by_five_logged_runs_and_refused_below_its_accuracy(
     store: Path, small: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short = {**speedrun.RECORDS["cpu-92.5"], "epochs": 1, "val_size": 200}
-    monkeypatch.setitem(speedrun.RECORDS, "cpu-92.5", short)
+    short = {**speedrun.RECORDS["cpu-93"], "epochs": 1, "val_size": 200}
+    monkeypatch.setitem(speedrun.RECORDS, "cpu-93", short)
     monkeypatch.setattr(speedrun, "load_dataset", lambda: small)
-    result = CliRunner().invoke(speedrun.main, ["--record", "cpu-92.5"])
-    assert result.stderr.splitlines()[-1] == "Error: the mean is below 92.5 %", result.exception
+    result = CliRunner().invoke(speedrun.main, ["--record", "cpu-93"])
+    assert result.stderr.splitlines()[-1] == "Error: the mean is below 93 %", result.exception
     assert result.exit_code == 1
     runs = mlflow.search_runs(experiment_names=["speedrun"], order_by=["params.seed"])
     assert list(runs["params.seed"]) == ["42", "43", "44", "45", "46"]
