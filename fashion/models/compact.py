@@ -32,7 +32,7 @@ class CompactVGG(nn.Sequential):
         if whiten:
             whitening = Whitening(task.channels, first)
             first = whitening.out_channels
-            layers = [whitening, nn.MaxPool2d(2), nn.BatchNorm2d(first), nn.ReLU()]
+            layers = [whitening, nn.MaxPool2d(2), nn.BatchNorm2d(first), nn.ReLU(inplace=True)]
         super().__init__(
             *layers,
             *self._convolution(first, second),
@@ -51,5 +51,5 @@ class CompactVGG(nn.Sequential):
             nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False),
             *([nn.MaxPool2d(2)] if pool else []),
             nn.BatchNorm2d(outputs),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
         ]

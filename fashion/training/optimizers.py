@@ -45,6 +45,8 @@ def make_optimizers(model: nn.Module, recipe: Recipe) -> list[Optimizer]:
         "lr": recipe.lr,
         "weight_decay": recipe.weight_decay,
         "capturable": on_gpu,
+        # One pass over the values instead of ten.
+        "fused": parameters[0].is_cpu,
     }
     if recipe.optimizer != "muon":
         constructor = {"adam": Adam, "adamw": AdamW}[recipe.optimizer]

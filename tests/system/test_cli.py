@@ -111,6 +111,20 @@ def test_every_preset_can_be_built(preset: str) -> None:
     assert catalogue.build(asked.model, asked.recipe.seed, asked.architecture)
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("model", [*catalogue.MODELS, "torchvision:resnet18"])
+def test_a_preset_trains_another_network_with_its_recipe(preset: str, model: str) -> None:
+    usual = Experiment.from_options({"preset": preset})
+    asked = Experiment.from_options({"preset": preset, "model": model})
+    assert catalogue.options_of(model, asked.architecture)
+    assert (asked.recipe, asked.tta) == (usual.recipe, usual.tta)
+    assert asked.architecture == (
+        usual.architecture if model == usual.model else Experiment(model).architecture
+    )
+    wider = Experiment.from_options({"preset": preset, "model": model, "hidden_units": 7})
+    assert wider.architecture.hidden_units == 7
+
+
 def test_test_time_augmentation_is_logged_beside_the_plain_accuracy(invoke) -> None:
     result = invoke(
         train, ["--model", "baseline", "--epochs", "1", "--val-size", "200", "--tta", "true"]
