@@ -13,8 +13,11 @@ from fashion.analysis import markdown, tables
 from fashion.analysis.drawing import Drawing
 from fashion.data.dataset import Subset
 from fashion.settings.experiment import Experiment, Recipe
+from fashion.settings.metrics import MIRRORED
 from fashion.settings.task import FASHION_MNIST, Task
 from fashion.training.evaluation import Evaluation
+
+AVERAGED = "averaged with mirror images"
 
 
 def write_files(
@@ -138,13 +141,17 @@ def progress(number: int, epochs: int, metrics: Mapping[str, float], seconds: fl
     return "  ".join([*parts, f"{seconds:.1f} s"])
 
 
-def _result(split: str, metrics: Mapping[str, float]) -> str:
-    return f"{split} {metrics[f'{split}_loss']:.4f} {metrics[f'{split}_accuracy']:7.2%}"
+def _result(split: str, metrics: Mapping[str, float], kind: str = "") -> str:
+    loss, accuracy = metrics[f"{split}_loss{kind}"], metrics[f"{split}_accuracy{kind}"]
+    return f"{split} {loss:.4f} {accuracy:7.2%}"
 
 
-def final(answers: Evaluation) -> str:
-    """Return the line with the result on the test set."""
-    return _result("test", {"test_loss": answers.loss, "test_accuracy": answers.accuracy})
+def final(metrics: Mapping[str, float]) -> str:
+    """Return the line with the result on the test set, and one averaged with mirror images."""
+    lines = [_result("test", metrics)]
+    if f"test_loss{MIRRORED}" in metrics:
+        lines.append(f"{_result('test', metrics, MIRRORED)}  {AVERAGED}")
+    return "\n".join(lines)
 
 
 def header(experiment: Experiment, params: Mapping[str, Any], data: Subset, validation: int) -> str:
@@ -202,9 +209,14 @@ def note(
         again: the command that trains with the same settings.
     """
     rows = [
-        [split, f"{metrics[f'{key}_loss']:.4f}", f"{metrics[f'{key}_accuracy']:.2%}"]
+        [
+            f"{split}{how}",
+            f"{metrics[f'{key}_loss{kind}']:.4f}",
+            f"{metrics[f'{key}_accuracy{kind}']:.2%}",
+        ]
+        for kind, how in (("", ""), (MIRRORED, f", {AVERAGED}"))
         for key, split in (("train", "training"), ("val", "validation"), ("test", "test"))
-        if f"{key}_loss" in metrics
+        if f"{key}_loss{kind}" in metrics
     ]
     confused = "\n".join(f"- {pair}" for pair in pairs[:5])
     return markdown.text(

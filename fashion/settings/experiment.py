@@ -244,11 +244,11 @@ class Experiment:
                 hint = f"; did you mean {meant}?" if meant else ""
                 raise SettingError(f"unknown option{hint}", name)
         preset = OPTIONS["preset"].parse(options.get("preset", OPTIONS["preset"].default))
-        settings = PRESETS[preset] | dict(options)
-        if settings.get("model") != PRESETS[preset].get("model"):
-            of_its_network = options_of(Architecture).keys() - options.keys()
-            settings = {n: value for n, value in settings.items() if n not in of_its_network}
-        return read(cls, settings)
+        usual = PRESETS[preset]
+        if options.get("model", usual.get("model")) != usual.get("model"):
+            others = usual.keys() - options_of(Architecture).keys()
+            usual = {name: usual[name] for name in others}
+        return read(cls, usual | dict(options))
 
     def with_seeds(self, count: int) -> list[Self]:
         """Return `count` repetitions, with consecutive seeds."""

@@ -42,6 +42,8 @@ METRICS = {
 ECE = "test_ece"
 CALIBRATED_ECE = "test_ece_calibrated"
 TEMPERATURE = "temperature"
+# Ending of the metrics of answers that are averaged over each image and its mirror image.
+MIRRORED = "_tta"
 DEFAULT_METRIC = "val_accuracy"
 SELECTING_METRICS = tuple(name for name, metric in METRICS.items() if metric.selects)
 VALIDATION_METRICS = tuple(name for name in SELECTING_METRICS if name.startswith("val_"))

@@ -21,7 +21,7 @@ from fashion.analysis.pictures import to_compare
 from fashion.analysis.predictions import Predictions
 from fashion.data.dataset import Dataset, Subset
 from fashion.settings.experiment import Experiment
-from fashion.settings.metrics import CALIBRATED_ECE, ECE, TEMPERATURE
+from fashion.settings.metrics import CALIBRATED_ECE, ECE, MIRRORED, TEMPERATURE
 from fashion.tracking import store
 from fashion.tracking.models import log_model
 from fashion.tracking.records import dataset_of, log_epochs, log_per_class, log_pictures
@@ -55,7 +55,8 @@ def log(
     # As it will be loaded: on the CPU, with PyTorch's kernels.
     model.to("cpu")
     tested = _test(model, dataset.test, record.get("validation"))
-    print(summary.final(tested.answers), flush=True)
+    mirrored = _tta(model, validation, dataset.test) if experiment.tta else {}
+    print(summary.final(tested.metrics | mirrored), flush=True)
     train_seconds = sum(epoch["seconds"] for epoch in epochs)
     final = tested.metrics | {
         "train_seconds": train_seconds,
@@ -63,7 +64,7 @@ def log(
     }
     last = final_epoch(epochs, recipe.patience)
     metrics = epochs[last - 1]["metrics"]
-    extra = _tta(model, validation, dataset.test) if experiment.tta else {}
+    extra = dict(mirrored)
     if recipe.patience:
         # MLflow shows the value that was logged last: it must belong to the restored weights.
         extra |= {**metrics, "best_epoch": last}
@@ -102,7 +103,7 @@ def log(
                 experiment.model,
                 record["params"]["num_parameters"],
                 recipe,
-                metrics | final,
+                metrics | final | mirrored,
                 pairs,
                 advice.command("train", config=f"runs:/{run.info.run_id}"),
             )
@@ -199,6 +200,6 @@ def _tta(model: nn.Module, validation: Subset | None, test: Subset) -> dict[str,
     for name, subset in (("val", validation), ("test", test)):
         if subset is not None:
             answers = evaluation.evaluate(model, subset, tta=True)
-            metrics[f"{name}_accuracy_tta"] = answers.accuracy
-            metrics[f"{name}_loss_tta"] = answers.loss
+            metrics[f"{name}_accuracy{MIRRORED}"] = answers.accuracy
+            metrics[f"{name}_loss{MIRRORED}"] = answers.loss
     return metrics

@@ -137,6 +137,12 @@ def test_test_time_augmentation_is_logged_beside_the_plain_accuracy(invoke) -> N
         )
         assert plain != augmented
         assert 0 < run.data.metrics[f"{split}_accuracy_tta"] < 1
+    accuracy = f"{run.data.metrics['test_accuracy_tta']:.2%}"
+    (line,) = (line for line in result.stdout.splitlines() if "averaged with mirror images" in line)
+    assert line.split()[:3] == ["test", f"{run.data.metrics['test_loss_tta']:.4f}", accuracy]
+    note = run.data.tags["mlflow.note.content"].splitlines()
+    (row,) = (row for row in note if row.startswith("| test, averaged with mirror images"))
+    assert accuracy in row
 
 
 @pytest.mark.parametrize(
