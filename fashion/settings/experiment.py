@@ -304,4 +304,6 @@ def meant_by(name: str) -> str:
 
 
 OPTIONS = options_of(Experiment)
+# What a run's settings lack is younger than the run, and a preset may have got it since.
+DEFAULTS = {option.name: option.default for option in OPTIONS.values()}
 LOGGED = OPTIONS | options_of(Conditions)

@@ -8,6 +8,7 @@ from mlflow.exceptions import MlflowException
 
 from fashion.settings import document
 from fashion.settings.document import DocumentError
+from fashion.settings.experiment import DEFAULTS
 from fashion.tracking import query, store
 
 RUNS = "runs:/"
@@ -40,4 +41,4 @@ def read(source: str) -> dict[str, Any]:
             f"run {run.info.run_id} ({run.info.run_name}) has logged no {SETTINGS}: name a"
             " training run"
         ) from error
-    return document.parse(text, source)
+    return DEFAULTS | document.parse(text, source)

@@ -9,7 +9,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from fashion import advice
 from fashion.errors import SettingError
-from fashion.settings.experiment import Experiment
+from fashion.settings.experiment import DEFAULTS, Experiment
 from fashion.tracking import checkpoint, runs, store
 from fashion.tracking.checkpoint import CheckpointError
 from fashion.tracking.environment import differences
@@ -66,7 +66,7 @@ def experiment_of(settings: Mapping[str, Any]) -> Experiment:
         CheckpointError: another version of this project wrote it.
     """
     try:
-        return Experiment.from_options(settings)
+        return Experiment.from_options(DEFAULTS | dict(settings))
     except SettingError as error:
         raise CheckpointError(
             f"the run was started with another version of this project ({error})"

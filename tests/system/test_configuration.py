@@ -35,6 +35,19 @@ def test_a_run_repeats_the_settings_of_another_run(
     assert second.data.metrics["test_loss"] == first.data.metrics["test_loss"]
 
 
+def test_a_run_from_before_an_option_is_repeated_without_it(
+    invoke: Invoke, train_small: Callable[..., str]
+) -> None:
+    client = mlflow.MlflowClient()
+    older = train_small()
+    settings = "preset: fast\nmodel: compact\nhidden_units: 2\nepochs: 1\nval_size: 200\n"
+    client.log_text(older, settings, "settings.yaml")
+    result = invoke(train, ["--config", f"runs:/{older}"])
+    assert result.exit_code == 0, result.output
+    params = newest().data.params
+    assert params.items() >= {"preset": "fast", "hidden_units": "2", "whiten": "False"}.items()
+
+
 def test_options_override_a_file_and_its_preset(invoke: Invoke, store: Path) -> None:
     (store / "run.yaml").write_text("preset: fast\nmodel: baseline\nepochs: 2\nval-size: 200\n")
     result = invoke(train, ["--config", "run.yaml", "--hidden-units", "10", "--epochs", "1"])
