@@ -32,7 +32,7 @@ class CompactVGG(nn.Sequential):
         if whiten:
             whitening = Whitening(task.channels, first)
             first = whitening.out_channels
-            layers = [whitening, nn.MaxPool2d(2), nn.BatchNorm2d(first), nn.ReLU(inplace=True)]
+            layers = [whitening, *self._normalized(first, pool=True)]
         super().__init__(
             *layers,
             *self._convolution(first, second),
@@ -45,11 +45,13 @@ class CompactVGG(nn.Sequential):
             nn.Linear(third, len(task.classes)),
         )
 
+    @classmethod
+    def _convolution(cls, inputs: int, outputs: int, pool: bool = False) -> list[nn.Module]:
+        convolution = nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False)
+        return [convolution, *cls._normalized(outputs, pool)]
+
     @staticmethod
-    def _convolution(inputs: int, outputs: int, pool: bool = False) -> list[nn.Module]:
-        return [
-            nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False),
-            *([nn.MaxPool2d(2)] if pool else []),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(inplace=True),
-        ]
+    def _normalized(channels: int, pool: bool) -> list[nn.Module]:
+        """Return what follows a convolution."""
+        pooling = [nn.MaxPool2d(2)] if pool else []
+        return [*pooling, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]

@@ -6,7 +6,7 @@ What a preset says of its network is not used for another: see `Experiment.from_
 PRESETS: dict[str, dict[str, str | float | bool]] = {
     # The default of every option.
     "lab": {},
-    # The best settings found within the training time of the lab's own CNN on two cores.
+    # The best settings found within about the training time of the lab's own CNN on two cores.
     "fast": {
         "model": "compact",
         "hidden_units": 16,

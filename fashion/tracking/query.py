@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from fashion.errors import FashionError, printable
 from fashion.settings.comparison import Query
-from fashion.settings.experiment import LOGGED, OPTIONS
+from fashion.settings.experiment import DEFAULTS, LOGGED
 from fashion.settings.metrics import METRICS
 from fashion.settings.tags import ENVIRONMENT_TAGS, MODEL_TAG
 from fashion.tracking import search
@@ -29,7 +29,7 @@ NAMES = [name for name in PARAMS if name not in NUMBERS]
 SWITCHES = [name for name in PARAMS if LOGGED[name].kind is bool]
 ATTRIBUTES = ["run_name", "run_id", "status", "start_time"]
 # Settings that earlier versions of this project did not have, nor log: all runs had these.
-NEWER = {name: OPTIONS[name].default for name in ("data", "class_weights")}
+NEWER = {name: DEFAULTS[name] for name in ("data", "class_weights")}
 COLUMNS = ["model", *METRICS, *PARAMS, *ATTRIBUTES]
 # Runs with equal values of all of these are repetitions of one experiment.
 GROUP_KEY = [name for name, option in LOGGED.items() if option.decides]
